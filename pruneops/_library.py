@@ -1,0 +1,310 @@
+"""Every operator of ``torch.ops.pruneops``: schema, fake kernel and PyTorch reference, one screen each.
+
+The reference is the default implementation for every device and the specification that the compiled
+kernels meet bit for bit (block sums: up to the order of summation). It is written for clarity and uses
+whole-tensor temporaries; the compiled library replaces it on CPU and CUDA (see ``_native.py``).
+
+Arguments are checked in ``ops.py``. Conventions of the schemas: an empty list stands for an argument
+that the metric does not read; ``metric=None`` in a selection means that the first argument is the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIB = torch.library.Library("pruneops", "DEF")
+
+
+def _op(schema: str, fake: Callable[..., object]) -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """Define ``schema`` with ``fake`` for tracing and the decorated function as its default kernel."""
+    name = schema.partition("(")[0]
+
+    def register(reference: Callable[..., object]) -> Callable[..., object]:
+        _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIB.impl(name, reference, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"pruneops::{name}", fake, lib=_LIB)
+        return reference
+
+    return register
+
+
+def _writes_only(*_: object) -> None:
+    """Fake kernel of an operator that returns nothing and writes into its arguments."""
+
+
+# --- formulas -------------------------------------------------------------------------------------
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _value(metric: str | None, first: Any, grad: Any, norm: Any) -> Tensor:
+    """The value v of one entry, by metric; the inputs have the compute dtype."""
+    match metric:
+        case None:
+            return first
+        case "magnitude":
+            return first.abs()
+        case "gradient":
+            return grad.abs()
+        case "snip":
+            return (first * grad).abs()
+        case "taylor":
+            return (first * grad).square()
+        case "fisher":
+            return grad.square()
+        case "wanda":
+            return first.abs() * norm
+        case "mask_gradient" | "mask_fisher":
+            return first * grad
+    raise RuntimeError(f"pruneops: unknown metric {metric!r}")
+
+
+def _values(
+    metric: str | None,
+    scores: Sequence[Tensor],
+    firsts: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    norms: Sequence[Tensor] = (),
+    grad_scale: Tensor | None = None,
+):
+    """v for each tensor of a list, computed in float32 (float64 where one of its inputs is)."""
+    for i in range(max(len(firsts), len(grads))):
+        inputs = [x[i] if x else None for x in (firsts, grads, norms)]
+        dtype = _compute_dtype(*(x for x in (*inputs, *scores[i : i + 1]) if x is not None))
+        first, grad, norm = (None if x is None else x.to(dtype) for x in inputs)
+        if grad is not None and grad_scale is not None:
+            grad = grad / grad_scale.reshape(()).to(dtype)
+        yield _value(metric, first, grad, norm)
+
+
+def _finite_or_zero(value: Tensor, skip_nonfinite: bool) -> Tensor:
+    return torch.where(value.isfinite(), value, torch.zeros_like(value)) if skip_nonfinite else value
+
+
+def _write_score(score: Tensor, value: Tensor, alpha: float, beta: float, found_inf: Tensor | None) -> None:
+    new = beta * value
+    if alpha != 0:
+        new = alpha * score.to(value.dtype) + new
+    new = new.to(score.dtype)
+    if found_inf is not None:
+        new = torch.where(found_inf.reshape(()) != 0, score, new)
+    score.copy_(new)
+
+
+# --- score updates --------------------------------------------------------------------------------
+
+
+@_op(
+    "update_scores_(Tensor(a!)[] scores, Tensor[] weights, Tensor[] grads, str metric, float alpha, float beta, "
+    "Tensor? grad_scale, Tensor? found_inf, bool skip_nonfinite) -> ()",
+    fake=_writes_only,
+)
+def update_scores_(scores, weights, grads, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite):
+    values = _values(metric, scores, weights, grads, grad_scale=grad_scale)
+    for score, value in zip(scores, values, strict=True):
+        _write_score(score, _finite_or_zero(value, skip_nonfinite), alpha, beta, found_inf)
+
+
+def resolve_block(block: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
+    """``block`` with -1 replaced by the whole extent of the (R, C) matrix that ``shape`` is seen as."""
+    rows, cols = shape[0], prod(shape[1:])
+    return (rows if block[0] == -1 else block[0], cols if block[1] == -1 else block[1])
+
+
+def block_grid(block: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
+    """Number of blocks along the rows and the columns of a weight of ``shape``."""
+    n, m = resolve_block(block, shape)
+    return (shape[0] // max(n, 1), prod(shape[1:]) // max(m, 1))
+
+
+def _as_blocks(x: Tensor, block: Sequence[int]) -> Tensor:
+    """A weight as (R/N, N, C/M, M); conv weights (O, I, k...) become (O, k... * I) first."""
+    n, m = resolve_block(block, x.shape)
+    rows, cols = block_grid(block, x.shape)
+    matrix = x.movedim(1, -1) if x.dim() > 2 else x
+    return matrix.reshape(rows, n, cols, m)
+
+
+def _reduce(values: Tensor, reduce: str) -> Tensor:
+    if reduce == "max":
+        return values.amax((1, 3))
+    total = values.sum((1, 3))
+    return total / (values.shape[1] * values.shape[3]) if reduce == "mean" else total
+
+
+@_op(
+    "update_block_scores_(Tensor(a!)[] scores, Tensor[] weights, Tensor[] grads, int[] block, str metric, "
+    "str reduce, float alpha, float beta, Tensor? grad_scale, Tensor? found_inf, bool skip_nonfinite) -> ()",
+    fake=_writes_only,
+)
+def update_block_scores_(
+    scores, weights, grads, block, metric, reduce, alpha, beta, grad_scale, found_inf, skip_nonfinite
+):
+    values = _values(metric, scores, weights, grads, grad_scale=grad_scale)
+    for score, value in zip(scores, values, strict=True):
+        if metric.startswith("mask_"):
+            total = _reduce(_as_blocks(value, block), "sum")
+            value = total.abs() if metric == "mask_gradient" else total.square()
+            value = _finite_or_zero(value, skip_nonfinite)
+        else:
+            value = _reduce(_as_blocks(_finite_or_zero(value, skip_nonfinite), block), reduce)
+        _write_score(score, value, alpha, beta, found_inf)
+
+
+def _block_reduce_fake(score, block, reduce):
+    return score.new_empty(block_grid(block, score.shape), dtype=_compute_dtype(score))
+
+
+@_op("block_reduce(Tensor score, int[] block, str reduce) -> Tensor", fake=_block_reduce_fake)
+def block_reduce(score, block, reduce):
+    return _reduce(_as_blocks(score.to(_compute_dtype(score)), block), reduce)
+
+
+# --- selection ------------------------------------------------------------------------------------
+
+
+def _sort_key(score: Tensor) -> Tensor:
+    """int64 keys in the order of scores: NaN < -inf < ... < -0.0 == +0.0 < ... < +inf."""
+    bits = (score + 0.0).view(torch.int64 if score.dtype == torch.float64 else torch.int32).to(torch.int64)
+    magnitude = 2**63 - 1 if score.dtype == torch.float64 else 2**31 - 1
+    keys = torch.where(bits < 0, bits ^ magnitude, bits)
+    return torch.where(score.isnan(), -(2**63), keys)
+
+
+def _all_scores(scores, metric, grads, norms) -> Tensor:
+    values = [value.reshape(-1) for value in _values(metric, (), scores, grads, norms)]
+    dtype = _compute_dtype(*values)
+    return torch.cat([value.to(dtype) for value in values])
+
+
+def _keep_highest(scores: Tensor, keep: int, ties: str = "exact") -> Tensor:
+    """Masks along the last dimension: the ``keep`` highest, earlier ones first among equals."""
+    keys = _sort_key(scores)
+    ordered, order = keys.sort(dim=-1, descending=True, stable=True)
+    mask = torch.zeros_like(keys, dtype=torch.bool)
+    if ties == "threshold" and keep < keys.shape[-1]:
+        return torch.gt(keys, ordered[..., keep : keep + 1])
+    return mask.scatter(-1, order[..., :keep], True)
+
+
+def _kth_value_fake(scores, k, metric, grads, input_norms):
+    dtype = _compute_dtype(*scores, *grads)
+    if metric is None:
+        dtype = scores[0].dtype
+        for score in scores[1:]:
+            dtype = torch.promote_types(dtype, score.dtype)
+    return scores[0].new_empty((), dtype=dtype)
+
+
+@_op(
+    "kth_value(Tensor[] scores, SymInt k, str? metric, Tensor[] grads, Tensor[] input_norms) -> Tensor",
+    fake=_kth_value_fake,
+)
+def kth_value(scores, k, metric, grads, input_norms):
+    flat = _all_scores(scores, metric, grads, input_norms)
+    index = _sort_key(flat).argsort()[k - 1]
+    return (flat[index] + 0.0).to(_kth_value_fake(scores, k, metric, grads, input_norms).dtype)
+
+
+@_op(
+    "topk_mask(Tensor[] scores, Tensor(a!)[] out, SymInt keep, str ties, str? metric, Tensor[] grads, "
+    "Tensor[] input_norms) -> ()",
+    fake=_writes_only,
+)
+def topk_mask(scores, out, keep, ties, metric, grads, input_norms):
+    mask = _keep_highest(_all_scores(scores, metric, grads, input_norms), keep, ties)
+    for part, target in zip(mask.split([o.numel() for o in out]), out, strict=True):
+        target.copy_(part.reshape(target.shape))
+
+
+def _one_score(score: Tensor, metric, grad, input_norm) -> Tensor:
+    scores, grads, norms = ([x] if x is not None else [] for x in (score, grad, input_norm))
+    return next(_values(metric, (), scores, grads, norms))
+
+
+_ONE = "Tensor score, Tensor(a!) out, {}, str? metric, Tensor? grad, Tensor? input_norm) -> ()"
+
+
+@_op("row_topk_mask(" + _ONE.format("SymInt keep"), fake=_writes_only)
+def row_topk_mask(score, out, keep, metric, grad, input_norm):
+    out.copy_(_keep_highest(torch.atleast_1d(_one_score(score, metric, grad, input_norm)), keep).reshape(out.shape))
+
+
+@_op("nm_mask(" + _ONE.format("int n, int m"), fake=_writes_only)
+def nm_mask(score, out, n, m, metric, grad, input_norm):
+    groups = _one_score(score, metric, grad, input_norm).reshape(-1, m)
+    out.copy_(_keep_highest(groups, n).reshape(out.shape))
+
+
+# --- masks ----------------------------------------------------------------------------------------
+
+
+def _expand_fake(mask, block, shape):
+    return mask.new_empty(shape, dtype=torch.bool)
+
+
+@_op("expand_block_mask(Tensor mask, int[] block, SymInt[] shape) -> Tensor", fake=_expand_fake)
+def expand_block_mask(mask, block, shape):
+    n, m = resolve_block(block, shape)
+    matrix = mask.repeat_interleave(n, 0).repeat_interleave(m, 1)
+    if len(shape) > 2:
+        return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
+    return matrix.reshape(shape)
+
+
+def packed_size(numel: int) -> int:
+    """Bytes of a packed mask of ``numel`` entries."""
+    return (numel + 7) // 8
+
+
+@_op("pack_mask(Tensor mask) -> Tensor", fake=lambda mask: mask.new_empty(packed_size(mask.numel()), dtype=torch.uint8))
+def pack_mask(mask):
+    bits = mask.new_zeros(packed_size(mask.numel()) * 8, dtype=torch.uint8)
+    bits[: mask.numel()] = mask.reshape(-1)
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (bits.reshape(-1, 8) * weights).sum(1, dtype=torch.uint8)
+
+
+@_op(
+    "unpack_mask(Tensor packed, SymInt[] shape) -> Tensor",
+    fake=lambda packed, shape: packed.new_empty(shape, dtype=torch.bool),
+)
+def unpack_mask(packed, shape):
+    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=packed.device)
+    return ((packed.reshape(-1, 1) & weights) != 0).reshape(-1)[: prod(shape)].reshape(shape)
+
+
+@_op("apply_masks_(Tensor(a!)[] tensors, Tensor[] masks, int[]? block) -> ()", fake=_writes_only)
+def apply_masks_(tensors, masks, block):
+    for tensor, mask in zip(tensors, masks, strict=True):
+        if block is not None:
+            mask = expand_block_mask(mask, block, tensor.shape)
+        elif mask.dtype == torch.uint8:
+            mask = unpack_mask(mask, tensor.shape)
+        tensor.masked_fill_(~mask, 0)
+
+
+def _slabs_fake(tensor, importance, num_instances, stride, dim, order):
+    shape = list(tensor.shape)
+    shape[dim] = num_instances * stride
+    return tensor.new_empty(shape)
+
+
+@_op(
+    "prune_by_importance(Tensor tensor, Tensor importance, SymInt num_instances, int stride, int dim, str order) "
+    "-> Tensor",
+    fake=_slabs_fake,
+)
+def prune_by_importance(tensor, importance, num_instances, stride, dim, order):
+    kept = _sort_key(importance.to(_compute_dtype(importance))).argsort(descending=True, stable=True)[:num_instances]
+    if order == "original":
+        kept = kept.sort().values
+    rows = (kept[:, None] * stride + torch.arange(stride, device=tensor.device)).reshape(-1)
+    return tensor.index_select(dim, rows)

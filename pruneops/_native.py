@@ -1,0 +1,63 @@
+"""Finds and loads the compiled library, and says what is in use."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import warnings
+from pathlib import Path
+
+import torch
+
+from . import _library  # noqa: F401  the schemas must exist before kernels are added to them
+
+
+def _load() -> dict[str, object] | None:
+    """Load ``_C*.so`` beside this file; its build facts, or None (with a warning) where there is none."""
+    found = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not found:
+        warnings.warn(
+            "pruneops: the compiled library is missing (no _C*.so in the package); every operator uses the slow "
+            "PyTorch reference. Install with: pip install --no-build-isolation .",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+    path = str(found[0])
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise ImportError(f"pruneops: the compiled library {path} does not load: {error}") from error
+    build_info = ctypes.CDLL(path).pruneops_build_info
+    build_info.restype = ctypes.c_char_p
+    return {"library": path, **json.loads(build_info())}
+
+
+_BUILD = _load()
+
+
+def backend_info() -> dict[str, object]:
+    """What executes the operators.
+
+    Returns:
+        A dict with ``cpu`` and ``cuda`` (``"native"`` or ``"reference"``), ``cuda_compiled`` (bool),
+        ``cuda_archs`` (list such as ``["8.0", "9.0+PTX"]``), ``cpu_isa`` (the vector instructions chosen on this
+        machine), ``torch`` (version in use), ``built_with_torch``, ``cuda_available`` and ``library`` (path or None).
+
+    Example:
+        >>> backend_info()["cpu"]
+        'native'
+    """
+    build = _BUILD or {}
+    cuda_compiled = bool(build.get("cuda_archs"))
+    return {
+        "cpu": "native" if _BUILD else "reference",
+        "cuda": "native" if cuda_compiled else "reference",
+        "cuda_compiled": cuda_compiled,
+        "cuda_archs": build.get("cuda_archs", []),
+        "cpu_isa": build.get("cpu_isa"),
+        "torch": torch.__version__,
+        "built_with_torch": build.get("built_with_torch"),
+        "cuda_available": torch.cuda.is_available(),
+        "library": build.get("library"),
+    }
