@@ -1,0 +1,322 @@
+"""Mask selection over named weights: global, per layer, per row, N:M and blocks, with exact counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import ops
+from ._checks import BLOCK_METRICS, SCORE_METRICS, Checker
+from .patterns import Pattern, parse_pattern
+
+SCOPES = ("global", "local", "row")
+
+
+def select_masks(
+    weights: Mapping[str, Tensor],
+    *,
+    sparsity: float | None,
+    pattern: str | Pattern = "1x1",
+    scope: str = "global",
+    metric: str = "magnitude",
+    scores: Mapping[str, Tensor] | None = None,
+    grads: Mapping[str, Tensor] | None = None,
+    min_sparsity: float | None = None,
+    max_sparsity: float | None = None,
+) -> dict[str, Tensor]:
+    """Masks that keep the highest-scoring units of named weights.
+
+    A unit is an entry, or a block where the pattern has blocks. Of n units exactly ``int(sparsity * n)`` are
+    pruned: n counts all weights for ``global``, one weight for ``local``, one row of the score matrix for ``row``
+    (a conv weight's output channel is a row). Among equals the earlier unit is kept (earlier weight, then lower
+    row-major index). An N:M pattern fixes sparsity and scope itself.
+
+    With ``min_sparsity`` or ``max_sparsity`` the global selection keeps each weight between the two, and the total
+    is still ``int(sparsity * n)``: the result is the best-scoring selection under these bounds.
+
+    Args:
+        weights: name -> tensor, out x in or conv (O, I, k...), float32, bfloat16, float16 or float64; all on one
+            device; the pattern divides each.
+        sparsity: share of units to prune, 0 <= sparsity < 1. With an N:M pattern None, or ``1 - n/m``.
+        pattern: see :func:`pruneops.parse_pattern`.
+        scope: ``global``, ``local`` or ``row``.
+        metric: what is ranked, computed on the fly: ``magnitude``, ``gradient``, ``snip``, ``taylor``, ``fisher``;
+            for blocks its mean over the block, or ``mask_gradient``, ``mask_fisher`` (see
+            :func:`pruneops.ops.update_block_scores_`). No weight-sized score is stored.
+        scores: ranked instead of a metric: name -> tensor of the weight's shape (blocks take its mean) or, for
+            block patterns, of the grid of blocks.
+        grads: name -> gradient of the weight, for the metrics that read it.
+        min_sparsity: lowest sparsity of each weight.
+        max_sparsity: highest sparsity of each weight.
+
+    Returns:
+        name -> bool mask, True = keep: of the weight's shape, or (R/N, C/M) for block patterns.
+
+    Raises:
+        ValueError: a value is out of range, the pattern does not divide a weight, the bounds cannot be met, or a
+            score or gradient is missing or of the wrong shape; it names the weight.
+        TypeError: an argument is not of the kind named above.
+
+    Example:
+        >>> select_masks({"fc": torch.tensor([[1.0, -3.0], [2.0, 0.5]])}, sparsity=0.5)
+        {'fc': tensor([[False,  True],
+                [ True, False]])}
+    """
+    check = Checker("select_masks")
+    form = parse_pattern(pattern)
+    check.choice("scope", scope, SCOPES)
+    share = _check_sparsity(check, form, sparsity, min_sparsity, max_sparsity)
+    _check_weights(check, weights, form)
+    units = _rank(check, weights, form, metric, scores, grads)
+    if form.nm:
+        return units.named([units.nm(i, *form.nm) for i in range(len(units.tensors))])
+    if scope == "row":
+        if form.block and form.block[1] == -1:
+            check.fail(f"scope 'row' prunes nothing with pattern {form.spec!r}: each row is one block")
+        return units.named([units.rows(i, share) for i in range(len(units.tensors))])
+    if scope == "local":
+        return units.named([units.topk([i], int(share * size))[0] for i, size in enumerate(units.sizes)])
+    budget = int(share * sum(units.sizes))
+    if min_sparsity is None and max_sparsity is None:
+        return units.named(units.topk(range(len(units.tensors)), budget))
+    return units.named(_select_bounded(check, units, budget, min_sparsity or 0.0, max_sparsity))
+
+
+def block_scores(
+    weights: Mapping[str, Tensor],
+    pattern: str | Pattern,
+    metric: str = "magnitude",
+    grads: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """One score per block of each weight, in one call and without a weight-sized tensor.
+
+    Args:
+        weights, grads, metric: as in :func:`select_masks`.
+        pattern: a block pattern that divides each weight.
+
+    Returns:
+        name -> float32 (float64 for float64 weights) tensor of shape (R/N, C/M).
+
+    Raises:
+        ValueError, TypeError: as in :func:`select_masks`.
+
+    Example:
+        >>> block_scores({"fc": torch.ones(4, 2)}, "4x1")
+        {'fc': tensor([[1., 1.]])}
+    """
+    check = Checker("block_scores")
+    form = parse_pattern(pattern)
+    if form.block is None:
+        check.fail(f"pattern {form.spec!r} has no blocks")
+    check.choice("metric", metric, list(BLOCK_METRICS))
+    _check_weights(check, weights, form)
+    grad_list = _gradients(check, weights, grads) if BLOCK_METRICS[metric][1] else None
+    weight_list = [weight.detach() for weight in weights.values()]
+    found = [
+        torch.empty(
+            form.grid(weight.shape),
+            dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32,
+            device=weight.device,
+        )
+        for weight in weight_list
+    ]
+    ops.update_block_scores_(found, weight_list, grad_list, block=form.block, metric=metric)
+    return dict(zip(weights, found, strict=True))
+
+
+def apply_masks(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], pattern: str | Pattern) -> None:
+    """Zero the pruned entries of named weights in place, in one call.
+
+    Args:
+        weights: name -> tensor; entries that are kept stay as they are, bit for bit.
+        masks: the masks of these weights by :func:`select_masks` with the same pattern.
+        pattern: see :func:`pruneops.parse_pattern`.
+
+    Raises:
+        ValueError: names or shapes do not fit; nothing is written.
+        TypeError: a mask is not bool.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, -3.0]])
+        >>> apply_masks({"fc": weight}, {"fc": torch.tensor([[False, True]])}, "1x1")
+        >>> weight
+        tensor([[ 0., -3.]])
+    """
+    form = parse_pattern(pattern)
+    if weights.keys() != masks.keys():
+        odd = sorted(weights.keys() ^ masks.keys())
+        raise ValueError(f"apply_masks: weights and masks differ in names: {', '.join(map(repr, odd))}")
+    tensors = [weight.detach() for weight in weights.values()]
+    ops.apply_masks_(tensors, [masks[name] for name in weights], block=form.block)
+
+
+@dataclass(frozen=True)
+class _Units:
+    """What is ranked: tensors of scores, or weights from which ``metric`` makes the scores on the fly."""
+
+    names: list[str]
+    tensors: list[Tensor]
+    metric: str | None = None
+    grads: list[Tensor] | None = None
+
+    @property
+    def sizes(self) -> list[int]:
+        return [x.numel() for x in self.tensors]
+
+    def named(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
+        return dict(zip(self.names, masks, strict=True))
+
+    def topk(self, which: Sequence[int], prune: int) -> list[Tensor]:
+        """Masks of the tensors ``which`` that prune the ``prune`` lowest units of all of them together."""
+        tensors = [self.tensors[i] for i in which]
+        grads = None if self.grads is None else [self.grads[i] for i in which]
+        keep = sum(x.numel() for x in tensors) - prune
+        return list(ops.topk_mask(tensors, keep=keep, metric=self.metric, grads=grads))
+
+    def rows(self, i: int, sparsity: float) -> Tensor:
+        score, grad = self._seen(i, lambda x: x.flatten(1) if x.dim() > 1 else x)
+        mask = ops.row_topk_mask(score, sparsity=sparsity, metric=self.metric, grads=grad)
+        return mask.view(self.tensors[i].shape)
+
+    def nm(self, i: int, n: int, m: int) -> Tensor:
+        score, grad = self._seen(i, _input_channels_last)
+        mask = torch.empty(self.tensors[i].shape, dtype=torch.bool, device=score.device)
+        ops.nm_mask(score, n, m, out=_input_channels_last(mask), metric=self.metric, grads=grad)
+        return mask
+
+    def _seen(self, i: int, view: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Tensor i and its gradient through ``view``."""
+        return view(self.tensors[i]), None if self.grads is None else view(self.grads[i])
+
+
+def _input_channels_last(x: Tensor) -> Tensor:
+    return x.movedim(1, -1) if x.dim() > 2 else x
+
+
+def _check_sparsity(
+    check: Checker, form: Pattern, sparsity: float | None, low: float | None, high: float | None
+) -> float:
+    """The sparsity to reach; an error where pattern, bounds and wish disagree."""
+    if sparsity is None and form.sparsity is None:
+        check.fail(f"pattern {form.spec!r} needs a sparsity, got None")
+    for name, value in (("sparsity", sparsity), ("min_sparsity", low), ("max_sparsity", high)):
+        # max_sparsity=1 is the bound that bounds nothing.
+        if value is not None and not (0 <= check.number(name, value) < 1 or (name == "max_sparsity" and value == 1)):
+            check.fail(f"{name} must be at least 0 and below 1, got {value}")
+    share = float(sparsity if form.sparsity is None else form.sparsity)  # type: ignore[arg-type]
+    if sparsity is not None and abs(share - sparsity) > 1e-3:
+        check.fail(f"pattern {form.spec!r} gives sparsity {share:.4g}, got sparsity={sparsity}")
+    if not (low or 0.0) <= share <= (1.0 if high is None else high):
+        check.fail(f"sparsity {share:.4g} is outside of min_sparsity={low}, max_sparsity={high}")
+    return share
+
+
+def _check_weights(check: Checker, weights: Mapping[str, Tensor], form: Pattern) -> None:
+    if not isinstance(weights, Mapping):
+        check.fail(f"weights must map names to tensors, got {type(weights).__name__}", TypeError)
+    for name, weight in weights.items():
+        label = f"weights[{name!r}]"
+        check.floating(label, check.tensor(label, weight))
+        if not form.divides(weight.shape):
+            check.fail(f"{label} has shape {list(weight.shape)}, which pattern {form.spec!r} does not divide")
+    check.same_device([(f"weights[{name!r}]", weight) for name, weight in weights.items()])
+
+
+def _rank(
+    check: Checker,
+    weights: Mapping[str, Tensor],
+    form: Pattern,
+    metric: str,
+    scores: Mapping[str, Tensor] | None,
+    grads: Mapping[str, Tensor] | None,
+) -> _Units:
+    names = list(weights)
+    if scores is not None:
+        return _Units(names, [_given_score(check, name, weights[name], form, scores) for name in names])
+    if form.block:
+        return _Units(names, list(block_scores(weights, form, metric, grads).values()))
+    check.choice("metric", metric, list(SCORE_METRICS))
+    grad_list = _gradients(check, weights, grads) if SCORE_METRICS[metric][1] else None
+    return _Units(names, [weight.detach() for weight in weights.values()], metric, grad_list)
+
+
+def _gradients(check: Checker, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor] | None) -> list[Tensor]:
+    found = []
+    for name, weight in weights.items():
+        grad = (grads or {}).get(name)
+        if grad is None:
+            check.fail(f"the metric needs grads[{name!r}], which is missing")
+        check.same_shape(f"grads[{name!r}]", check.tensor(f"grads[{name!r}]", grad), f"weights[{name!r}]", weight.shape)
+        found.append(grad.detach())
+    return found
+
+
+def _given_score(check: Checker, name: str, weight: Tensor, form: Pattern, scores: Mapping[str, Tensor]) -> Tensor:
+    if name not in scores:
+        check.fail(f"scores[{name!r}] is missing")
+    score = check.tensor(f"scores[{name!r}]", scores[name]).detach()
+    grid = torch.Size(form.grid(weight.shape))
+    if score.shape not in (weight.shape, grid):
+        wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys((weight.shape, grid)))
+        check.fail(f"scores[{name!r}] has shape {list(score.shape)}, expected {wanted}")
+    if form.block and score.shape != grid:
+        return ops.block_reduce(score, form.block)
+    return score
+
+
+def _lowest_count(share: float, size: int) -> int:
+    """The smallest count whose share of ``size`` is at least ``share``."""
+    count = int(share * size)
+    return count + (count < size and count / size < share)
+
+
+def _highest_count(share: float, size: int) -> int:
+    """The largest count whose share of ``size`` is at most ``share``."""
+    count = int(share * size)
+    return count + (count < size and (count + 1) / size <= share)
+
+
+def _select_bounded(
+    check: Checker, units: _Units, budget: int, min_sparsity: float, max_sparsity: float | None
+) -> list[Tensor]:
+    """The best global selection of ``budget`` pruned units with a lowest and a highest count per tensor.
+
+    The bounds clamp each tensor's count at one common threshold, so the method of Bitran and Hax (1981) for
+    separable allocation under box constraints is exact: select globally; if more units lie over the upper
+    bounds than below the lower ones, the threshold can only rise, so those tensors stay at their upper bound for
+    good (and the other way round); select among the rest with what is left. Each round settles a tensor.
+    """
+    low = [_lowest_count(min_sparsity, size) for size in units.sizes]
+    high = [_highest_count(1.0 if max_sparsity is None else max_sparsity, size) for size in units.sizes]
+    _check_bounds(check, units, budget, low, high)
+    masks: dict[int, Tensor] = {}
+    free = list(range(len(units.tensors)))
+    while True:
+        chosen = dict(zip(free, units.topk(free, budget), strict=True))
+        pruned = {i: units.sizes[i] - int(mask.sum()) for i, mask in chosen.items()}
+        over = {i: high[i] for i in free if pruned[i] > high[i]}
+        under = {i: low[i] for i in free if pruned[i] < low[i]}
+        if not over and not under:
+            masks.update(chosen)
+            return [masks[i] for i in range(len(units.tensors))]
+        excess = sum(pruned[i] - high[i] for i in over)
+        missing = sum(low[i] - pruned[i] for i in under)
+        settled = (over if excess >= missing else {}) | (under if missing >= excess else {})
+        for i, count in settled.items():
+            masks[i] = units.topk([i], count)[0]
+        budget -= sum(settled.values())
+        free = [i for i in free if i not in settled]
+
+
+def _check_bounds(check: Checker, units: _Units, budget: int, low: list[int], high: list[int]) -> None:
+    for name, size, least, most in zip(units.names, units.sizes, low, high, strict=True):
+        if least > most:
+            check.fail(f"{name!r} has {size} units: no whole number of them lies between the two bounds")
+    if not sum(low) <= budget <= sum(high):
+        check.fail(
+            f"sparsity asks to prune {budget} of {sum(units.sizes)} units, "
+            f"the bounds of the weights allow {sum(low)} to {sum(high)}"
+        )
