@@ -1,0 +1,37 @@
+"""Devices, markers and hypothesis profiles of the whole suite."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
+settings.register_profile("nightly", max_examples=5000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+# Session scope: hypothesis runs many examples within one test, which all share the device.
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def threads():
+    """Set the number of CPU threads for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not torch.cuda.is_available():
+        no_device = pytest.mark.skip(reason="no CUDA device")
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(no_device)
+    if "large" not in config.getoption("-m"):
+        large = [item for item in items if "large" in item.keywords]
+        config.hook.pytest_deselected(items=large)
+        items[:] = [item for item in items if "large" not in item.keywords]

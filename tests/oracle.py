@@ -1,0 +1,178 @@
+"""What every operator must return, in NumPy and plain Python, apart from the package and from torch.
+
+Values of bfloat16 and float16 are held in float32 arrays, which represent them exactly; float64 stays float64.
+"""
+
+import math
+
+import numpy as np
+
+# --- rounding and formulas --------------------------------------------------------------------------
+
+
+def round_to(values, dtype):
+    """Round to nearest even, once, to ``dtype``; the result is held in float32 (float64 for float64)."""
+    if dtype == "float64":
+        return np.asarray(values, np.float64)
+    with np.errstate(over="ignore"):
+        if dtype == "float16":
+            return np.asarray(values).astype(np.float16).astype(np.float32)
+        single = np.array(values, np.float32)
+    return _round_to_bfloat16(single) if dtype == "bfloat16" else single
+
+
+def _round_to_bfloat16(single):
+    bits = single.view(np.uint32).astype(np.uint64)
+    half_to_even = 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))
+    rounded = ((bits + half_to_even) & np.uint64(0xFFFF0000)).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(single), single, rounded)
+
+
+def compute_type(*arrays):
+    """float64 where one of the inputs is, otherwise float32."""
+    return np.float64 if any(a is not None and a.dtype == np.float64 for a in arrays) else np.float32
+
+
+def entry_values(metric, weight=None, grad=None, norm=None, *, kind=np.float32, grad_scale=None):
+    """v of each entry, one rounding to ``kind`` per operation."""
+    w, g, norm = (None if a is None else a.astype(kind) for a in (weight, grad, norm))
+    with np.errstate(all="ignore"):
+        if g is not None and grad_scale is not None:
+            g = g / kind(grad_scale)
+        if metric == "magnitude":
+            return np.abs(w)
+        if metric == "gradient":
+            return np.abs(g)
+        if metric == "fisher":
+            return g * g
+        if metric == "wanda":
+            return np.abs(w) * norm
+        product = w * g
+        return {"snip": np.abs(product), "taylor": product * product, "mask": product}[metric]
+
+
+def update_scores(
+    score, weight, grad, *, metric, dtype, alpha=0.0, beta=1.0, grad_scale=None, found_inf=0.0, skip_nonfinite=False
+):
+    if found_inf != 0:
+        return score
+    kind = compute_type(score, weight, grad)
+    v = entry_values(metric, weight, grad, kind=kind, grad_scale=grad_scale)
+    if skip_nonfinite:
+        v = np.where(np.isfinite(v), v, kind(0))
+    with np.errstate(all="ignore"):
+        new = kind(beta) * v
+        if alpha != 0:
+            new = kind(alpha) * score.astype(kind) + new
+    return round_to(new, dtype)
+
+
+# --- blocks -----------------------------------------------------------------------------------------
+
+
+def block_ids(shape, block):
+    """The number of the block of every entry, and the grid; a conv weight (O, I, k...) is (O, k... * I)."""
+    rows, cols = shape[0], math.prod(shape[1:])
+    n = rows if block[0] == -1 else block[0]
+    m = cols if block[1] == -1 else block[1]
+    grid = (rows // max(n, 1), cols // max(m, 1))
+    row, in_channel, *kernel = np.indices(shape)
+    col = np.zeros(shape, np.int64)
+    for position, size in zip(kernel, shape[2:], strict=True):
+        col = col * size + position
+    col = col * shape[1] + in_channel
+    return (row // max(n, 1)) * grid[1] + col // max(m, 1), grid
+
+
+def reduce_blocks(values, block, reduce):
+    """Block sums, means or maxima in float64, and the sum of absolute values, which bounds their error."""
+    ids, grid = block_ids(values.shape, block)
+    count = math.prod(grid)
+    flat, wide = ids.ravel(), values.astype(np.float64).ravel()
+    absolute, result = np.zeros(count), np.zeros(count)
+    np.add.at(absolute, flat, np.abs(wide))
+    if reduce == "max":
+        result[:] = -np.inf
+        np.maximum.at(result, flat, wide)
+    else:
+        np.add.at(result, flat, wide)
+    if reduce == "mean" and count:
+        size = wide.size // count
+        result, absolute = result / size, absolute / size
+    return result.reshape(grid), absolute.reshape(grid)
+
+
+def expand_blocks(mask, block, shape):
+    return mask.ravel()[block_ids(shape, block)[0]]
+
+
+# --- selection --------------------------------------------------------------------------------------
+
+
+def ranking(scores):
+    """Positions from the highest score to the lowest; equal scores (and all NaN) in their order."""
+    scores = np.asarray(scores, np.float64)
+    missing = np.isnan(scores)
+    return np.lexsort((-np.where(missing, 0.0, scores), missing))
+
+
+def flat(arrays):
+    return np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays] or [np.zeros(0)])
+
+
+def kth_value(arrays, k):
+    scores = flat(arrays)
+    return scores[ranking(scores)[len(scores) - k]] + 0.0
+
+
+def keep_highest(scores, keep):
+    mask = np.zeros(len(scores), bool)
+    mask[ranking(scores)[:keep]] = True
+    return mask
+
+
+def above_threshold(scores, keep):
+    """``ties="threshold"``: everything up to and including the k-th smallest score is pruned."""
+    pruned = len(scores) - keep
+    if pruned == 0:
+        return np.ones(len(scores), bool)
+    threshold = kth_value([scores], pruned)
+    return ~np.isnan(scores) if np.isnan(threshold) else scores > threshold
+
+
+def topk_mask(arrays, keep, ties="exact"):
+    mask = (keep_highest if ties == "exact" else above_threshold)(flat(arrays), keep)
+    ends = np.cumsum([a.size for a in arrays])
+    return [mask[end - a.size : end].reshape(a.shape) for a, end in zip(arrays, ends, strict=True)]
+
+
+def row_topk_mask(score, keep):
+    if score.size == 0:
+        return np.zeros(score.shape, bool)
+    rows = score.reshape(-1, score.shape[-1] if score.ndim else 1)
+    return np.stack([keep_highest(row, keep) for row in rows]).reshape(score.shape)
+
+
+def nm_mask(score, n, m):
+    """Entry i is kept if fewer than n entries of its group come before it in the order of scores."""
+    groups = np.asarray(score, np.float64).reshape(-1, m)
+    number, missing = np.nan_to_num(groups, nan=0.0, posinf=np.inf, neginf=-np.inf), np.isnan(groups)
+    mask = np.zeros(groups.shape, bool)
+    for i in range(m):
+        before = np.zeros(len(groups), np.int64)
+        for j in range(m):
+            higher = (missing[:, i] & ~missing[:, j]) | (
+                ~missing[:, i] & ~missing[:, j] & (number[:, j] > number[:, i])
+            )
+            equal = (missing[:, i] & missing[:, j]) | (~missing[:, i] & ~missing[:, j] & (number[:, j] == number[:, i]))
+            before += higher | (equal & (j < i))
+        mask[:, i] = before < n
+    return mask.reshape(np.shape(score))
+
+
+def prune_by_importance(array, importance, num_instances, stride, dim=0, order="importance"):
+    kept = ranking(importance)[:num_instances]
+    if order == "original":
+        kept = np.sort(kept)
+    slabs = [np.take(array, range(i * stride, (i + 1) * stride), axis=dim) for i in kept]
+    return np.concatenate([np.take(array, [], axis=dim), *slabs], axis=dim).astype(array.dtype)
