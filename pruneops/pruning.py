@@ -1,0 +1,173 @@
+"""One-shot pruning of a module."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .criteria import (
+    GradientCriterion,
+    MagnitudeCriterion,
+    RetrainFreeCriterion,
+    SnipCriterion,
+    SnipMomentumBlockCriterion,
+    SnipMomentumCriterion,
+    criterion_class,
+)
+from .layers import Patterns, PrunableLayer, find_layers
+from .patterns import Pattern, parse_pattern
+from .report import LayerMasks, LayerReport, PruneReport
+from .selection import apply_masks, block_scores, select_masks
+
+#: What one step of these criteria ranks by; selection computes it on the fly, so that no score is stored.
+_METRICS = {
+    MagnitudeCriterion: "magnitude",
+    GradientCriterion: "gradient",
+    SnipCriterion: "snip",
+    SnipMomentumCriterion: "snip",
+    SnipMomentumBlockCriterion: "mask_gradient",
+    RetrainFreeCriterion: "mask_fisher",
+}
+
+
+def prune(
+    model: nn.Module,
+    sparsity: float | None,
+    *,
+    criterion: str = "magnitude",
+    pattern: str | Pattern = "1x1",
+    scope: str = "global",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    min_sparsity: float | None = None,
+    max_sparsity: float | None = None,
+    on_indivisible: str = "skip",
+) -> PruneReport:
+    """Prune a model in place, in one shot, to an exact sparsity.
+
+    Of the weights of Linear, Conv1d/2d/3d and GPT-2's Conv1D layers, all but those excluded by default (embeddings,
+    norms, output heads: see :func:`pruneops.layers.find_layers`), the lowest-scoring ones become +0.0; the others
+    keep their bits. A parameter that modules share is counted and pruned once. Everything is checked before the
+    first weight changes.
+
+    Args:
+        model: any module, on one device.
+        sparsity: share to prune, 0 <= sparsity < 1: exactly ``int(sparsity * n)`` of the n entries (or blocks) of
+            all layers, each layer or each row, by ``scope``. With an N:M pattern None, or what it gives.
+        criterion: ``magnitude`` needs no data; ``gradient``, ``snip``, ``snip_momentum`` and for block patterns
+            ``snip_momentum_block``, ``retrain_free`` use the gradients that are there; or any other registered
+            criterion, of which one step is taken.
+        pattern: ``1x1``, ``NxM``, ``channelx1``, ``1xchannel`` or ``N:M``; see :func:`pruneops.parse_pattern`.
+        scope: ``global``, ``local`` (each layer) or ``row`` (each output channel).
+        include: globs or ``re:`` expressions of module names to prune, even if excluded by default.
+        exclude: the same of module names not to prune.
+        min_sparsity: lowest sparsity of each layer in a global selection.
+        max_sparsity: highest sparsity of each layer in a global selection.
+        on_indivisible: a layer that the pattern does not divide: ``skip`` (one warning lists them) or ``error``.
+
+    Returns:
+        The report, with counts per layer, seconds and masks.
+
+    Raises:
+        ValueError: an argument is out of range, nothing is left to prune, or a gradient is missing; it names the
+            argument, layer or parameter.
+        TypeError: an argument is not of the kind named above.
+
+    Example:
+        >>> report = prune(nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4)), 0.5)
+        >>> report.total, report.kept
+        (48, 24)
+    """
+    form = parse_pattern(pattern)
+    steps = criterion_class(criterion)
+    layers, skipped = _divisible(find_layers(model, include, exclude), form, on_indivisible)
+    weights = {layer.name: layer.weight for layer in layers}
+    metric = _METRICS.get(steps)
+    if metric and metric.startswith("mask_") and not form.block:
+        raise ValueError(f"prune: criterion {criterion!r} scores blocks, but pattern {form.spec!r} has none")
+    seconds: dict[str, float] = {}
+    grads = _gradients(layers, criterion) if metric not in (None, "magnitude") else None
+    with _timed(seconds, "score", weights):
+        scores = None
+        if metric is None:
+            scores = _one_step(criterion, layers, form)
+        elif form.block:
+            scores = block_scores(weights, form, metric, grads)
+    with _timed(seconds, "select", weights):
+        masks = select_masks(weights, sparsity=sparsity, pattern=form, scope=scope, metric=metric or "magnitude",
+                             scores=scores, grads=grads, min_sparsity=min_sparsity,
+                             max_sparsity=max_sparsity)  # fmt: skip
+    with _timed(seconds, "apply", weights):
+        apply_masks(weights, masks, form)
+    return PruneReport(
+        layers=tuple(_layer_reports(layers, masks)),
+        criterion=criterion,
+        pattern=form.spec,
+        scope=scope,
+        seconds=seconds,
+        skipped=tuple(skipped),
+        masks=LayerMasks(layers, masks, form),
+    )
+
+
+def _divisible(
+    layers: list[PrunableLayer], form: Pattern, on_indivisible: str
+) -> tuple[list[PrunableLayer], list[str]]:
+    """The layers that the pattern divides and the names of the others."""
+    if on_indivisible not in ("skip", "error"):
+        raise ValueError(f"prune: on_indivisible must be 'skip' or 'error', got {on_indivisible!r}")
+    odd = [layer for layer in layers if not form.divides(layer.weight.shape)]
+    if odd:
+        listed = ", ".join(f"{layer.name} {list(layer.weight.shape)}" for layer in odd)
+        message = f"prune: pattern {form.spec!r} does not divide {len(odd)} layers: {listed}"
+        if on_indivisible == "error":
+            raise ValueError(message)
+        warnings.warn(f"{message}; they are skipped", UserWarning, stacklevel=3)
+    if len(odd) == len(layers):
+        raise ValueError("prune: no layer is left to prune (output heads and embeddings are excluded by default)")
+    return [layer for layer in layers if layer not in odd], [layer.name for layer in odd]
+
+
+def _gradients(layers: list[PrunableLayer], criterion: str) -> dict[str, Tensor]:
+    found = {}
+    for layer in layers:
+        if layer.weight.grad is None:
+            name = f"{layer.name}.weight".removeprefix(".")
+            why = "run a backward pass first" if layer.parameter.requires_grad else "it is frozen (requires_grad=False)"
+            raise ValueError(f"prune: criterion {criterion!r} needs gradients, and {name!r} has none: {why}")
+        found[layer.name] = layer.weight.grad
+    return found
+
+
+@torch.no_grad()
+def _one_step(name: str, layers: list[PrunableLayer], form: Pattern) -> dict[str, Tensor]:
+    """The scores after one step of a registered criterion."""
+    config = {"criterion_type": name, "end_step": 1, "pattern": form.spec, "block_scores": form.block is not None}
+    criterion = criterion_class(name)({layer.name: layer for layer in layers}, config)
+    criterion.on_step_begin()
+    criterion.on_before_optimizer_step()
+    criterion.on_after_optimizer_step()
+    return criterion.scores
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], step: str, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Measure a step; on a CUDA device up to the end of its kernels."""
+    start = time.perf_counter()
+    yield
+    for device in {weight.device for weight in weights.values() if weight.is_cuda}:
+        torch.cuda.synchronize(device)
+    seconds[step] = time.perf_counter() - start
+
+
+def _layer_reports(layers: list[PrunableLayer], masks: dict[str, Tensor]) -> Iterator[LayerReport]:
+    kept = torch.stack([masks[layer.name].sum() for layer in layers]).tolist()
+    for layer, units in zip(layers, kept, strict=True):
+        total = layer.parameter.numel()
+        per_unit = total // max(masks[layer.name].numel(), 1)
+        yield LayerReport(layer.name, tuple(layer.parameter.shape), total, units * per_unit)
