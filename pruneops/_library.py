@@ -129,7 +129,7 @@ def _as_blocks(x: Tensor, block: Sequence[int]) -> Tensor:
     n, m = resolve_block(block, x.shape)
     rows, cols = block_grid(block, x.shape)
     matrix = x.movedim(1, -1) if x.dim() > 2 else x
-    return matrix.reshape(rows, n, cols, m)
+    return matrix.reshape(rows, max(n, 1), cols, max(m, 1))
 
 
 def _reduce(values: Tensor, reduce: str) -> Tensor:

@@ -30,7 +30,9 @@ def _load() -> dict[str, object] | None:
         raise ImportError(f"pruneops: the compiled library {path} does not load: {error}") from error
     build_info = ctypes.CDLL(path).pruneops_build_info
     build_info.restype = ctypes.c_char_p
-    return {"library": path, **json.loads(build_info())}
+    build = json.loads(build_info())
+    archs = [arch for arch in build.pop("cuda_archs").split(",") if arch]
+    return {"library": path, "cuda_archs": archs, **build}
 
 
 _BUILD = _load()

@@ -1,0 +1,39 @@
+// The CPU kernels: one table of functions for each vector instruction set, chosen once at run time.
+// Results do not depend on the table or on the number of threads.
+#pragma once
+
+#include "../math/group.h"
+#include "../math/tensors.h"
+#include "pool.h"
+
+namespace pruneops::cpu {
+
+struct Kernels {
+  void (*update_scores)(const UpdateTensor* tensors, int64_t count, const UpdateRule& rule, const Pool& pool);
+  void (*update_block_scores)(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
+                              const Pool& pool);
+
+  // k from 1; the score is written to `value` as a `dtype`.
+  void (*kth_value)(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
+                    Dtype dtype, const Pool& pool);
+  // Prunes the k lowest, or all up to the k-th smallest score where `prune_ties`.
+  void (*topk_mask)(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, bool prune_ties,
+                    const Pool& pool);
+  // The same for each row of `row` entries of one tensor.
+  void (*row_topk_mask)(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, const Pool& pool);
+  // Keeps n of each m consecutive entries; m at most kMaxGroup.
+  void (*nm_mask)(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, const Pool& pool);
+
+  void (*apply_masks)(const MaskTensor* tensors, int64_t count, const Pool& pool);
+  void (*apply_block_masks)(const BlockMaskTensor* tensors, int64_t count, const Pool& pool);
+  // `data` receives the mask as bytes.
+  void (*expand_block_mask)(const BlockMaskTensor& tensor, const Pool& pool);
+  void (*pack_mask)(const bool* mask, uint8_t* packed, int64_t numel, const Pool& pool);
+  void (*unpack_mask)(const uint8_t* packed, bool* mask, int64_t numel, const Pool& pool);
+
+  const char* isa;
+};
+
+const Kernels& kernels();
+
+}  // namespace pruneops::cpu

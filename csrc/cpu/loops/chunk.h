@@ -1,0 +1,134 @@
+// A chunk is a run of at most kChunk entries held as T (float, or double where an input is float64): whatever
+// the dtypes and the metric, the loops between loading and storing are the same few.
+#pragma once
+
+#include "../../math/order.h"
+#include "../../math/tensors.h"
+#include "tiles.h"
+
+namespace pruneops::cpu::PRUNEOPS_ISA {
+namespace {
+
+template <class A, class B>
+struct IsSame {
+  static constexpr bool value = false;
+};
+template <class A>
+struct IsSame<A, A> {
+  static constexpr bool value = true;
+};
+
+// The entries [begin, begin + n) of `data` at a distance of `stride`: in place where they already are T, side
+// by side; otherwise in `buffer`.
+template <class T>
+const T* load_chunk(const void* data, Dtype dtype, int64_t begin, int64_t n, T* buffer, int64_t stride = 1) {
+  const T* chunk = buffer;
+  visit_dtype(dtype, [&](auto element) {
+    using E = decltype(element);
+    const auto* source = static_cast<const typename E::type*>(data) + begin;
+    if (stride == 1) {
+      if constexpr (IsSame<typename E::type, T>::value) {
+        chunk = source;
+      } else {
+        for (int64_t i = 0; i < n; ++i) buffer[i] = E::template load<T>(source[i]);
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i) buffer[i] = E::template load<T>(source[i * stride]);
+    }
+  });
+  return chunk;
+}
+
+template <class T>
+void store_chunk(void* data, Dtype dtype, int64_t begin, int64_t n, const T* values) {
+  visit_dtype(dtype, [&](auto element) {
+    using E = decltype(element);
+    auto* target = static_cast<typename E::type*>(data) + begin;
+    for (int64_t i = 0; i < n; ++i) target[i] = E::template store<T>(values[i]);
+  });
+}
+
+// v for n entries, from chunks of what the metric reads; a chunk that it does not read may be null.
+template <class T>
+void values_of(Metric metric, const T* w, const T* g, const float* norm, int64_t n, T* v) {
+  visit_metric(metric, [&](auto constant) {
+    constexpr Metric kMetric = decltype(constant)::value;
+    for (int64_t i = 0; i < n; ++i) {
+      const T weight = reads_weight(kMetric) ? w[i] : T(0);
+      const T grad = reads_grad(kMetric) ? g[i] : T(0);
+      const T scale = kMetric == Metric::wanda ? static_cast<T>(norm[i]) : T(0);
+      v[i] = element_value<T>(kMetric, weight, grad, scale);
+    }
+  });
+}
+
+// Divides by the scale of a gradient scaler; the result is in `buffer`.
+template <class T>
+const T* unscale_chunk(const T* g, const float* grad_scale, int64_t n, T* buffer) {
+  if (grad_scale == nullptr) return g;
+  const T scale = static_cast<T>(*grad_scale);
+  for (int64_t i = 0; i < n; ++i) buffer[i] = g[i] / scale;
+  return buffer;
+}
+
+template <class T>
+void drop_nonfinite(T* v, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) v[i] = finite_or_zero(v[i]);
+}
+
+// Blends n new values into the scores from `begin` on. Loops with and without the old score are apart, so
+// that a score that is not read is not loaded.
+template <class T>
+void blend_into(void* score, Dtype dtype, int64_t begin, int64_t n, const UpdateRule& rule, const T* v,
+                T* buffer) {
+  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
+  if (rule.reads_score()) {
+    const T* old = load_chunk(score, dtype, begin, n, buffer);
+    for (int64_t i = 0; i < n; ++i) buffer[i] = blend(true, alpha, old[i], beta, v[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) buffer[i] = blend(false, alpha, T(0), beta, v[i]);
+  }
+  store_chunk(score, dtype, begin, n, buffer);
+}
+
+// The scores of a selection: the entries [begin, begin + n), n at most kChunk, stored or made on the fly.
+template <class T>
+const T* score_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, T* buffer) {
+  T weight_buffer[kChunk], grad_buffer[kChunk];
+  const T* w = nullptr;
+  const T* g = nullptr;
+  if (metric == Metric::stored) return load_chunk(tensor.weight, tensor.weight_dtype, begin, n, buffer);
+  if (reads_weight(metric)) w = load_chunk(tensor.weight, tensor.weight_dtype, begin, n, weight_buffer);
+  if (reads_grad(metric)) g = load_chunk(tensor.grad, tensor.grad_dtype, begin, n, grad_buffer);
+  if (metric != Metric::wanda) {
+    values_of<T>(metric, w, g, nullptr, n, buffer);
+    return buffer;
+  }
+  for (int64_t done = 0; done < n;) {  // the norms start again with each row
+    const int64_t col = (begin + done) % tensor.cols;
+    const int64_t run = min64(n - done, tensor.cols - col);
+    values_of<T>(metric, w + done, nullptr, tensor.norm + col, run, buffer + done);
+    done += run;
+  }
+  return buffer;
+}
+
+// Keys of type T's order. A score is computed in its own tensor's type, whatever other tensors it is ranked
+// with.
+template <class T, class Own>
+void own_key_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, Key<T>* keys) {
+  Own buffer[kChunk];
+  const Own* scores = score_chunk<Own>(tensor, metric, begin, n, buffer);
+  for (int64_t i = 0; i < n; ++i) keys[i] = sort_key(static_cast<T>(scores[i]));
+}
+
+template <class T>
+void key_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, Key<T>* keys) {
+  if constexpr (IsSame<T, double>::value) {
+    if (tensor.wide()) return own_key_chunk<T, double>(tensor, metric, begin, n, keys);
+  }
+  own_key_chunk<T, float>(tensor, metric, begin, n, keys);
+}
+
+}  // namespace
+}  // namespace pruneops::cpu::PRUNEOPS_ISA

@@ -1,0 +1,43 @@
+// The CUDA launchers: raw pointers, 64-bit sizes, a stream. They return the first error and never
+// synchronise, allocate, print or exit; scratch memory is asked for by size and passed in.
+#pragma once
+
+#include "../math/group.h"
+#include "../math/tensors.h"
+
+#if defined(PRUNEOPS_CUDA)
+#include <cuda_runtime.h>
+#else  // only declared, so that what may call them compiles without the CUDA toolkit
+using cudaError_t = int;
+using cudaStream_t = void*;
+#endif
+
+namespace pruneops::cuda {
+
+cudaError_t update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule& rule,
+                          cudaStream_t stream);
+cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
+                                cudaStream_t stream);
+
+// Bytes of device scratch for a selection over these tensors: about 16 KiB and 4 bytes for 8,192 entries.
+int64_t select_scratch_bytes(const SelectTensor* tensors, int64_t count);
+cudaError_t kth_value(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
+                      Dtype dtype, void* scratch, cudaStream_t stream);
+cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, bool prune_ties,
+                      void* scratch, cudaStream_t stream);
+cudaError_t row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k,
+                          cudaStream_t stream);
+cudaError_t nm_mask(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, cudaStream_t stream);
+
+cudaError_t apply_masks(const MaskTensor* tensors, int64_t count, cudaStream_t stream);
+cudaError_t apply_block_masks(const BlockMaskTensor* tensors, int64_t count, cudaStream_t stream);
+cudaError_t expand_block_mask(const BlockMaskTensor& tensor, cudaStream_t stream);
+cudaError_t pack_mask(const bool* mask, uint8_t* packed, int64_t numel, cudaStream_t stream);
+cudaError_t unpack_mask(const uint8_t* packed, bool* mask, int64_t numel, cudaStream_t stream);
+
+// Bytes of device scratch to order so many instances.
+int64_t gather_scratch_bytes(int64_t instances);
+cudaError_t gather_slabs(const SlabTensor& tensor, const void* importance, Dtype dtype, bool original_order,
+                         void* scratch, cudaStream_t stream);
+
+}  // namespace pruneops::cuda

@@ -1,0 +1,40 @@
+#include "masks.cuh"
+
+#include "kernels.h"
+
+namespace pruneops::cuda {
+namespace {
+
+constexpr auto kEvery = [](const auto&) { return true; };
+
+int64_t byte_blocks(int64_t numel) {
+  return ceil_div(ceil_div(numel, kVector), kThreads);
+}
+
+}  // namespace
+
+cudaError_t apply_masks(const MaskTensor* tensors, int64_t count, cudaStream_t stream) {
+  return for_each_table(tensors, count, flat_tiles<MaskTensor>, kEvery, [&](const auto& table) {
+    return launch(apply_masks_kernel, table.tiles(), stream, table);
+  });
+}
+
+cudaError_t apply_block_masks(const BlockMaskTensor* tensors, int64_t count, cudaStream_t stream) {
+  return for_each_table(tensors, count, block_mask_tiles, kEvery, [&](const auto& table) {
+    return launch(apply_block_masks_kernel, table.tiles(), stream, table);
+  });
+}
+
+cudaError_t expand_block_mask(const BlockMaskTensor& tensor, cudaStream_t stream) {
+  return launch(expand_block_mask_kernel, block_mask_tiles(tensor), stream, tensor);
+}
+
+cudaError_t pack_mask(const bool* mask, uint8_t* packed, int64_t numel, cudaStream_t stream) {
+  return launch(pack_mask_kernel, byte_blocks(numel), stream, mask, packed, numel);
+}
+
+cudaError_t unpack_mask(const uint8_t* packed, bool* mask, int64_t numel, cudaStream_t stream) {
+  return launch(unpack_mask_kernel, byte_blocks(numel), stream, packed, mask, numel);
+}
+
+}  // namespace pruneops::cuda

@@ -1,0 +1,140 @@
+// Applying, expanding and packing masks.
+#pragma once
+
+#include "table.cuh"
+#include "vector.cuh"
+
+namespace pruneops::cuda {
+
+// Zeroes the words [at, at + n) that `keep` does not hold: all bits, whatever the dtype.
+template <class Word>
+__device__ __forceinline__ void zero_words(void* data, int64_t at, int n, const Vector<bool>& keep) {
+  Word* words = static_cast<Word*>(data) + at;
+  Vector<Word> v = load_words(words, n);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) v.words[i] = keep.words[i] ? v.words[i] : Word(0);
+  store_words(words, n, v);
+}
+
+__device__ __forceinline__ void zero_entry(void* data, int32_t element_size, int64_t at) {
+  char* bytes = static_cast<char*>(data) + at * element_size;
+  for (int b = 0; b < element_size; ++b) bytes[b] = 0;
+}
+
+__device__ __forceinline__ void zero_pruned(void* data, int32_t element_size, int64_t at, int n,
+                                            const Vector<bool>& keep) {
+  switch (element_size) {
+    case 1:
+      return zero_words<uint8_t>(data, at, n, keep);
+    case 2:
+      return zero_words<uint16_t>(data, at, n, keep);
+    case 4:
+      return zero_words<uint32_t>(data, at, n, keep);
+    case 8:
+      return zero_words<unsigned long long>(data, at, n, keep);
+    default:
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if (i < n && !keep.words[i]) zero_entry(data, element_size, at + i);
+      }
+  }
+}
+
+__device__ __forceinline__ Vector<bool> unpack_byte(uint8_t byte) {
+  Vector<bool> keep;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) keep.words[i] = (byte >> i) & 1;
+  return keep;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    apply_masks_kernel(const __grid_constant__ Table<MaskTensor> table) {
+  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
+    const int64_t index = table.tensor_of(tile);
+    const MaskTensor& t = table.tensors[index];
+    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.numel);
+    for (int64_t at = begin + threadIdx.x * kVector; at < end; at += kThreads * kVector) {
+      const int n = static_cast<int>(min64(kVector, end - at));
+      const auto keep = t.packed ? unpack_byte(t.mask[at / kVector])
+                                 : load_words(reinterpret_cast<const bool*>(t.mask) + at, n);
+      zero_pruned(t.data, t.element_size, at, n, keep);
+    }
+  }
+}
+
+// Vectors of columns in a row of a block-masked matrix, and those that a thread block takes.
+PRUNEOPS_HD int64_t row_vectors(const BlockMaskTensor& t) {
+  return ceil_div(t.matrix.cols, kVector);
+}
+PRUNEOPS_HD int64_t block_mask_tiles(const BlockMaskTensor& t) {
+  return ceil_div(t.matrix.rows * row_vectors(t), kThreads);
+}
+
+// f(row, column, entries, kept) for the vector of columns that this thread has of a tile.
+template <class F>
+__device__ __forceinline__ void for_block_vector(const BlockMaskTensor& t, int64_t tile, const F& f) {
+  const int64_t task = tile * kThreads + threadIdx.x, vectors = row_vectors(t);
+  const int64_t row = task / vectors, col = task % vectors * kVector;
+  if (row >= t.matrix.rows) return;
+  const int n = static_cast<int>(min64(kVector, t.matrix.cols - col));
+  const bool* kept = t.mask + row / t.block.n * t.grid_cols();
+  Vector<bool> keep;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) keep.words[i] = i < n && kept[(col + i) / t.block.m];
+  f(row, col, n, keep);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    apply_block_masks_kernel(const __grid_constant__ Table<BlockMaskTensor> table) {
+  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
+    const int64_t index = table.tensor_of(tile);
+    const BlockMaskTensor& t = table.tensors[index];
+    for_block_vector(
+        t, tile - table.first_tile[index], [&](int64_t row, int64_t col, int n, const auto& keep) {
+          if (t.strides.inner == 1 && t.matrix.inner == t.matrix.cols) {
+            return zero_pruned(t.data, t.element_size, t.matrix.offset(t.strides, row, col), n, keep);
+          }
+          for (int i = 0; i < n; ++i) {
+            if (!keep.words[i]) zero_entry(t.data, t.element_size, t.matrix.offset(t.strides, row, col + i));
+          }
+        });
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) expand_block_mask_kernel(const BlockMaskTensor t) {
+  for (int64_t tile = blockIdx.x; tile < block_mask_tiles(t); tile += gridDim.x) {
+    for_block_vector(t, tile, [&](int64_t row, int64_t col, int n, const auto& keep) {
+      bool* target = static_cast<bool*>(t.data);
+      if (t.strides.inner == 1 && t.matrix.inner == t.matrix.cols) {
+        return store_words(target + t.matrix.offset(t.strides, row, col), n, keep);
+      }
+      for (int i = 0; i < n; ++i) target[t.matrix.offset(t.strides, row, col + i)] = keep.words[i];
+    });
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    pack_mask_kernel(const bool* mask, uint8_t* packed, const int64_t numel) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t byte = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; byte * kVector < numel;
+       byte += step) {
+    const auto keep =
+        load_words(mask + byte * kVector, static_cast<int>(min64(kVector, numel - byte * kVector)));
+    unsigned value = 0;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) value |= static_cast<unsigned>(keep.words[i]) << i;
+    packed[byte] = static_cast<uint8_t>(value);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    unpack_mask_kernel(const uint8_t* packed, bool* mask, const int64_t numel) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t byte = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; byte * kVector < numel;
+       byte += step) {
+    const int n = static_cast<int>(min64(kVector, numel - byte * kVector));
+    store_words(mask + byte * kVector, n, unpack_byte(packed[byte]));
+  }
+}
+
+}  // namespace pruneops::cuda

@@ -1,0 +1,78 @@
+// Many tensors in one launch: their table travels by value as a kernel parameter. So it needs no device
+// memory, no copy and no cache of pointers, and a CUDA graph captures it with the launch.
+#pragma once
+
+#include "../math/tensors.h"
+#include "launch.h"
+
+namespace pruneops::cuda {
+
+// Parameters of a kernel may take 32,764 bytes; the rest is left for its other arguments.
+constexpr int64_t kTableBytes = 31 * 1024;
+
+template <class Tensor>
+struct Table {
+  static constexpr int64_t kCapacity =
+      (kTableBytes - 32) / static_cast<int64_t>(sizeof(Tensor) + sizeof(int64_t));
+
+  int64_t count;
+  int64_t base_tile;  // tiles of the tables before this one
+  int64_t first_tile[kCapacity + 1];
+  Tensor tensors[kCapacity];
+
+  PRUNEOPS_HD int64_t tiles() const { return first_tile[count]; }
+
+  // The tensor that a tile of this table lies in.
+  PRUNEOPS_HD int64_t tensor_of(int64_t tile) const {
+    int64_t low = 0, high = count;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      if (first_tile[middle] <= tile) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+};
+
+// Entries of a flat tensor that a block works on at a time.
+constexpr int64_t kTile = 8192;
+
+template <class Tensor>
+int64_t flat_tiles(const Tensor& tensor) {
+  return ceil_div(tensor.size(), kTile);
+}
+
+// f(table) for tables that hold all tensors with tiles and for which `chosen` holds, in order.
+template <class Tensor, class TilesOf, class Chosen, class F>
+cudaError_t for_each_table(const Tensor* tensors, int64_t count, const TilesOf& tiles_of,
+                           const Chosen& chosen, const F& f) {
+  Table<Tensor> table;
+  table.base_tile = 0;
+  for (int64_t next = 0; next < count;) {
+    table.count = 0;
+    table.first_tile[0] = 0;
+    for (; next < count && table.count < Table<Tensor>::kCapacity; ++next) {
+      const int64_t tiles = tiles_of(tensors[next]);
+      if (tiles == 0 || !chosen(tensors[next])) continue;
+      table.tensors[table.count] = tensors[next];
+      table.first_tile[table.count + 1] = table.first_tile[table.count] + tiles;
+      ++table.count;
+    }
+    if (table.count == 0) continue;
+    PRUNEOPS_RETURN_IF_ERROR(f(table));
+    table.base_tile += table.tiles();
+  }
+  return cudaSuccess;
+}
+
+// Calls launch_as(float or double constant, chosen) for the tensors computed in each type.
+template <class F>
+cudaError_t for_each_width(const F& launch_as) {
+  PRUNEOPS_RETURN_IF_ERROR(launch_as(0.0f, [](const auto& tensor) { return !tensor.wide(); }));
+  return launch_as(0.0, [](const auto& tensor) { return tensor.wide(); });
+}
+
+}  // namespace pruneops::cuda

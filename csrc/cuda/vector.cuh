@@ -1,0 +1,140 @@
+// A thread works on kVector neighbouring entries: two 16-byte accesses of float32, one of a half type.
+#pragma once
+
+#include "../math/dtype.h"
+#include "../math/tensors.h"
+#include "launch.h"
+
+namespace pruneops::cuda {
+
+constexpr int kVector = 8;
+
+template <class T>
+__device__ __forceinline__ bool is_aligned(const T* pointer, int bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+
+// Copies kVector words between memory and registers in the widest accesses that their size allows.
+template <class Word>
+struct Vector {
+  static constexpr int kBytes = kVector * static_cast<int>(sizeof(Word));
+  static constexpr int kAlign = kBytes < 16 ? kBytes : 16;
+  Word words[kVector];
+
+  __device__ __forceinline__ void load(const Word* source) {
+    if constexpr (kBytes >= 16) {
+      uint4 raw[kBytes / 16];
+#pragma unroll
+      for (int i = 0; i < kBytes / 16; ++i) raw[i] = reinterpret_cast<const uint4*>(source)[i];
+      memcpy(words, raw, kBytes);
+    } else {
+      const uint2 raw = *reinterpret_cast<const uint2*>(source);
+      memcpy(words, &raw, kBytes);
+    }
+  }
+  __device__ __forceinline__ void store(Word* target) const {
+    if constexpr (kBytes >= 16) {
+      uint4 raw[kBytes / 16];
+      memcpy(raw, words, kBytes);
+#pragma unroll
+      for (int i = 0; i < kBytes / 16; ++i) reinterpret_cast<uint4*>(target)[i] = raw[i];
+    } else {
+      uint2 raw;
+      memcpy(&raw, words, kBytes);
+      *reinterpret_cast<uint2*>(target) = raw;
+    }
+  }
+};
+
+// Words [at, at + n), n at most kVector; what lies past n is 0.
+template <class Word>
+__device__ __forceinline__ Vector<Word> load_words(const Word* source, int n) {
+  Vector<Word> v;
+  if (n == kVector && is_aligned(source, Vector<Word>::kAlign)) {
+    v.load(source);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) v.words[i] = i < n ? source[i] : Word(0);
+  }
+  return v;
+}
+
+template <class Word>
+__device__ __forceinline__ void store_words(Word* target, int n, const Vector<Word>& v) {
+  if (n == kVector && is_aligned(target, Vector<Word>::kAlign)) {
+    v.store(target);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (i < n) target[i] = v.words[i];
+    }
+  }
+}
+
+// Entries [at, at + n) of `data` as T.
+template <class T>
+__device__ __forceinline__ void load_entries(const void* data, Dtype dtype, int64_t at, int n,
+                                             T (&out)[kVector]) {
+  visit_dtype(dtype, [&](auto element) {
+    using E = decltype(element);
+    const auto v = load_words(static_cast<const typename E::type*>(data) + at, n);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) out[i] = E::template load<T>(v.words[i]);
+  });
+}
+
+template <class T>
+__device__ __forceinline__ void store_entries(void* data, Dtype dtype, int64_t at, int n,
+                                              const T (&values)[kVector]) {
+  visit_dtype(dtype, [&](auto element) {
+    using E = decltype(element);
+    Vector<typename E::type> v;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) v.words[i] = E::template store<T>(values[i]);
+    store_words(static_cast<typename E::type*>(data) + at, n, v);
+  });
+}
+
+// v of kVector entries from what the metric reads.
+template <class T>
+__device__ __forceinline__ void values_of(Metric metric, const T (&w)[kVector], const T (&g)[kVector],
+                                          const T (&norm)[kVector], T (&v)[kVector]) {
+  visit_metric(metric, [&](auto constant) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      v[i] = element_value<T>(decltype(constant)::value, w[i], g[i], norm[i]);
+    }
+  });
+}
+
+// Blends new values into the scores [at, at + n).
+template <class T>
+__device__ __forceinline__ void blend_into(void* score, Dtype dtype, int64_t at, int n,
+                                           const UpdateRule& rule, const T (&v)[kVector]) {
+  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
+  T blended[kVector] = {};
+  if (rule.reads_score()) load_entries(score, dtype, at, n, blended);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) blended[i] = blend(rule.reads_score(), alpha, blended[i], beta, v[i]);
+  store_entries(score, dtype, at, n, blended);
+}
+
+// The scores [at, at + n) of a selection, stored or made on the fly.
+template <class T>
+__device__ __forceinline__ void load_scores(const SelectTensor& t, Metric metric, int64_t at, int n,
+                                            T (&out)[kVector]) {
+  T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {};
+  if (reads_weight(metric)) load_entries(t.weight, t.weight_dtype, at, n, w);
+  if (reads_grad(metric)) load_entries(t.grad, t.grad_dtype, at, n, g);
+  if (metric == Metric::wanda) {
+    int64_t col = at % t.cols;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (i < n) norm[i] = static_cast<T>(t.norm[col]);
+      col = col + 1 == t.cols ? 0 : col + 1;
+    }
+  }
+  values_of(metric, w, g, norm, out);
+}
+
+}  // namespace pruneops::cuda

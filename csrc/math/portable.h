@@ -1,0 +1,31 @@
+// What lets one formula compile for the host, for every vector instruction set, and for the device.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define PRUNEOPS_HD __host__ __device__ __forceinline__
+#else
+// Forced: an out-of-line copy made under one instruction set could be linked into code for another.
+#define PRUNEOPS_HD inline __attribute__((always_inline))
+#endif
+
+namespace pruneops {
+
+template <class To, class From>
+PRUNEOPS_HD To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs types of equal size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+PRUNEOPS_HD int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+PRUNEOPS_HD int64_t min64(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+
+}  // namespace pruneops

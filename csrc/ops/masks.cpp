@@ -1,0 +1,151 @@
+// apply_masks_, expand_block_mask, pack_mask and unpack_mask.
+#include "backend.h"
+#include "ops.h"
+
+namespace pruneops::ops {
+namespace {
+
+using torch::headeronly::ScalarType;
+constexpr const char* kApply = "apply_masks_";
+
+int64_t packed_size(int64_t numel) {
+  return ceil_div(numel, 8);
+}
+
+int64_t numel_of(const Ints& shape) {
+  int64_t numel = 1;
+  for (const int64_t size : shape) {
+    STD_TORCH_CHECK(size >= 0, "pruneops: a shape has a negative size, ", size);
+    numel *= size;
+  }
+  return numel;
+}
+
+void apply_entry_masks(const Tensors& tensors, const Tensors& masks) {
+  std::vector<FlatTensors> flats;
+  std::vector<MaskTensor> entries;
+  flats.reserve(tensors.size());
+  Tensors kept;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const bool packed = masks[i].scalar_type() == ScalarType::Byte;
+    if (packed) {
+      STD_TORCH_CHECK(masks[i].numel() == packed_size(tensors[i].numel()), kApply, ": packed masks[", i,
+                      "] has ", masks[i].numel(), " bytes for ", tensors[i].numel(), " entries");
+      kept.push_back(torch::stable::contiguous(masks[i]));
+    } else {
+      check_type(kApply, masks[i], ScalarType::Bool);
+      check_same_sizes(kApply, tensors[i], masks[i]);
+    }
+    // A packed mask has its bits in row-major order.
+    const FlatTensors& flat = packed ? flats.emplace_back(Tensors{tensors[i]}, Order::row_major)
+                                     : flats.emplace_back(Tensors{tensors[i], masks[i]});
+    const Tensor& mask = packed ? kept.back() : flat[1];
+    entries.push_back({flat[0].data_ptr(), static_cast<const uint8_t*>(mask.data_ptr()), flat[0].numel(),
+                       static_cast<int32_t>(flat[0].element_size()), packed});
+  }
+  const auto count = static_cast<int64_t>(entries.size());
+  run_on(
+      kApply, tensors[0],
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.apply_masks(entries.data(), count, pool);
+      },
+      [&](auto stream) { return cuda::apply_masks(entries.data(), count, stream); });
+  for (FlatTensors& flat : flats) flat.commit(0);
+}
+
+void apply_block_masks(const Tensors& tensors, const Tensors& masks, const Ints& block) {
+  std::vector<MatrixView> views;
+  std::vector<BlockMaskTensor> entries;
+  Tensors kept;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    check_type(kApply, masks[i], ScalarType::Bool);
+    const MatrixView& view = views.emplace_back(matrix_view(tensors[i]));
+    if (tensors[i].numel() == 0) continue;
+    const Tensor& mask = kept.emplace_back(torch::stable::contiguous(masks[i]));
+    const BlockMaskTensor entry{view.work.data_ptr(),
+                                static_cast<const bool*>(mask.data_ptr()),
+                                view.matrix,
+                                view.strides,
+                                block_of(kApply, block, view.matrix),
+                                static_cast<int32_t>(view.work.element_size())};
+    STD_TORCH_CHECK(mask.numel() == entry.grid_rows() * entry.grid_cols(), kApply, ": masks[", i, "] has ",
+                    mask.numel(), " entries for ", entry.grid_rows(), " x ", entry.grid_cols(), " blocks");
+    entries.push_back(entry);
+  }
+  if (entries.empty()) return;
+  const auto count = static_cast<int64_t>(entries.size());
+  run_on(
+      kApply, tensors[0],
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.apply_block_masks(entries.data(), count, pool);
+      },
+      [&](auto stream) { return cuda::apply_block_masks(entries.data(), count, stream); });
+  for (MatrixView& view : views) view.commit();
+}
+
+}  // namespace
+
+void apply_masks_(Tensors tensors, Tensors masks, std::optional<Ints> block) {
+  check_same_length(kApply, tensors, masks);
+  check_same_device(kApply, tensors[0], tensors);
+  check_same_device(kApply, tensors[0], masks);
+  block ? apply_block_masks(tensors, masks, *block) : apply_entry_masks(tensors, masks);
+}
+
+Tensor expand_block_mask(Tensor mask, Ints block, Ints shape) {
+  constexpr const char* op = "expand_block_mask";
+  check_type(op, mask, ScalarType::Bool);
+  numel_of(shape);
+  Tensor expanded = torch::stable::new_empty(mask, shape, ScalarType::Bool);
+  const MatrixView view = matrix_view(expanded);
+  const Block size = block_of(op, block, view.matrix);
+  if (expanded.numel() == 0) return expanded;
+  const Tensor source = torch::stable::contiguous(mask);
+  const BlockMaskTensor entry{
+      expanded.data_ptr(), static_cast<const bool*>(source.data_ptr()), view.matrix, view.strides, size, 1};
+  STD_TORCH_CHECK(mask.numel() == entry.grid_rows() * entry.grid_cols(), op, ": mask has ", mask.numel(),
+                  " entries for ", entry.grid_rows(), " x ", entry.grid_cols(), " blocks");
+  run_on(
+      op, mask,
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) { kernels.expand_block_mask(entry, pool); },
+      [&](auto stream) { return cuda::expand_block_mask(entry, stream); });
+  return expanded;
+}
+
+Tensor pack_mask(Tensor mask) {
+  constexpr const char* op = "pack_mask";
+  check_type(op, mask, ScalarType::Bool);
+  const Tensor source = torch::stable::contiguous(mask);
+  const int64_t numel = mask.numel();
+  Tensor packed = torch::stable::new_empty(mask, Ints{packed_size(numel)}, ScalarType::Byte);
+  const auto* bools = static_cast<const bool*>(source.data_ptr());
+  auto* bytes = static_cast<uint8_t*>(packed.data_ptr());
+  run_on(
+      op, mask,
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.pack_mask(bools, bytes, numel, pool);
+      },
+      [&](auto stream) { return cuda::pack_mask(bools, bytes, numel, stream); });
+  return packed;
+}
+
+Tensor unpack_mask(Tensor packed, Ints shape) {
+  constexpr const char* op = "unpack_mask";
+  check_type(op, packed, ScalarType::Byte);
+  const int64_t numel = numel_of(shape);
+  STD_TORCH_CHECK(packed.numel() == packed_size(numel), op, ": packed has ", packed.numel(), " bytes for ",
+                  numel, " entries");
+  const Tensor source = torch::stable::contiguous(packed);
+  Tensor mask = torch::stable::new_empty(packed, shape, ScalarType::Bool);
+  const auto* bytes = static_cast<const uint8_t*>(source.data_ptr());
+  auto* bools = static_cast<bool*>(mask.data_ptr());
+  run_on(
+      op, packed,
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.unpack_mask(bytes, bools, numel, pool);
+      },
+      [&](auto stream) { return cuda::unpack_mask(bytes, bools, numel, stream); });
+  return mask;
+}
+
+}  // namespace pruneops::ops

@@ -1,0 +1,33 @@
+// The operators as torch calls them; their schemas are in pruneops/_library.py.
+#pragma once
+
+#include "tensors.h"
+
+namespace pruneops::ops {
+
+void update_scores_(Tensors scores, Tensors weights, Tensors grads, std::string metric, double alpha,
+                    double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
+                    bool skip_nonfinite);
+void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints block, std::string metric,
+                          std::string reduce, double alpha, double beta, std::optional<Tensor> grad_scale,
+                          std::optional<Tensor> found_inf, bool skip_nonfinite);
+Tensor block_reduce(Tensor score, Ints block, std::string reduce);
+
+Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, Tensors grads,
+                 Tensors input_norms);
+void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, std::optional<std::string> metric,
+               Tensors grads, Tensors input_norms);
+void row_topk_mask(Tensor score, Tensor out, int64_t keep, std::optional<std::string> metric,
+                   std::optional<Tensor> grad, std::optional<Tensor> input_norm);
+void nm_mask(Tensor score, Tensor out, int64_t n, int64_t m, std::optional<std::string> metric,
+             std::optional<Tensor> grad, std::optional<Tensor> input_norm);
+
+void apply_masks_(Tensors tensors, Tensors masks, std::optional<Ints> block);
+Tensor expand_block_mask(Tensor mask, Ints block, Ints shape);
+Tensor pack_mask(Tensor mask);
+Tensor unpack_mask(Tensor packed, Ints shape);
+
+Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instances, int64_t stride,
+                           int64_t dim, std::string order);
+
+}  // namespace pruneops::ops

@@ -1,0 +1,190 @@
+// kth_value, topk_mask, row_topk_mask and nm_mask.
+#include <algorithm>
+
+#include "backend.h"
+#include "ops.h"
+
+namespace pruneops::ops {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+Metric select_metric(const std::optional<std::string>& name) {
+  return name ? metric_of(*name) : Metric::stored;
+}
+
+// The inputs of a selection in row-major order, and the masks that it writes.
+class Inputs {
+ public:
+  Inputs(const char* op, const Tensors& scores, Metric metric, const Tensors& grads, const Tensors& norms,
+         const Tensors& masks) {
+    if (!masks.empty()) check_same_length(op, masks, scores);
+    for (size_t i = 0; i < scores.size(); ++i) {
+      SelectTensor entry{};
+      check_same_device(op, scores[0], {scores[i]});
+      entry.weight = keep(scores[i]).data_ptr();
+      entry.weight_dtype = dtype_of(scores[i]);
+      entry.numel = scores[i].numel();
+      entry.cols = scores[i].dim() > 0 ? scores[i].size(scores[i].dim() - 1) : 1;
+      if (reads_grad(metric)) add_grad(op, entry, scores[i], grads, i);
+      if (metric == Metric::wanda) add_norm(op, entry, scores[i], norms, i);
+      if (!masks.empty()) add_mask(op, entry, scores[i], masks[i]);
+      total_ += entry.numel;
+      entries_.push_back(entry);
+    }
+  }
+
+  const SelectTensor* entries() const { return entries_.data(); }
+  int64_t count() const { return static_cast<int64_t>(entries_.size()); }
+  int64_t total() const { return total_; }
+
+  void commit() {
+    for (auto& [given, work] : masks_) copy_back(given, work);
+  }
+
+ private:
+  const Tensor& keep(const Tensor& tensor) { return kept_.emplace_back(torch::stable::contiguous(tensor)); }
+
+  void add_grad(const char* op, SelectTensor& entry, const Tensor& score, const Tensors& grads, size_t i) {
+    STD_TORCH_CHECK(i < grads.size(), op, ": grads[", i, "] is missing");
+    check_same_sizes(op, score, grads[i]);
+    check_same_device(op, score, {grads[i]});
+    entry.grad = keep(grads[i]).data_ptr();
+    entry.grad_dtype = dtype_of(grads[i]);
+  }
+
+  void add_norm(const char* op, SelectTensor& entry, const Tensor& score, const Tensors& norms, size_t i) {
+    STD_TORCH_CHECK(i < norms.size(), op, ": input_norm[", i, "] is missing");
+    STD_TORCH_CHECK(norms[i].numel() == entry.cols, op, ": input_norm[", i, "] has ", norms[i].numel(),
+                    " entries for ", entry.cols, " columns");
+    check_type(op, norms[i], ScalarType::Float);
+    check_same_device(op, score, {norms[i]});
+    entry.norm = static_cast<const float*>(keep(norms[i]).data_ptr());
+  }
+
+  void add_mask(const char* op, SelectTensor& entry, const Tensor& score, const Tensor& mask) {
+    check_same_sizes(op, score, mask);
+    check_type(op, mask, ScalarType::Bool);
+    check_same_device(op, score, {mask});
+    const auto& [given, work] = masks_.emplace_back(mask, torch::stable::contiguous(mask));
+    entry.mask = static_cast<bool*>(work.data_ptr());
+  }
+
+  std::vector<SelectTensor> entries_;
+  Tensors kept_;
+  std::vector<std::pair<Tensor, Tensor>> masks_;  // as given, and contiguous
+  int64_t total_ = 0;
+};
+
+[[maybe_unused]] Tensor scratch_like(const Tensor& tensor, int64_t bytes) {
+  const Ints shape = {bytes};
+  return torch::stable::new_empty(tensor, shape, ScalarType::Byte);
+}
+
+ScalarType value_type(const Tensors& scores, Metric metric, const Tensors& grads) {
+  const auto is_double = [](const Tensor& t) { return t.scalar_type() == ScalarType::Double; };
+  if (std::any_of(scores.begin(), scores.end(), is_double)) return ScalarType::Double;
+  if (metric != Metric::stored) {
+    return std::any_of(grads.begin(), grads.end(), is_double) ? ScalarType::Double : ScalarType::Float;
+  }
+  const ScalarType first = scores[0].scalar_type();
+  const bool same =
+      std::all_of(scores.begin(), scores.end(), [&](const Tensor& t) { return t.scalar_type() == first; });
+  return same ? first : ScalarType::Float;
+}
+
+}  // namespace
+
+Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, Tensors grads,
+                 Tensors input_norms) {
+  constexpr const char* op = "kth_value";
+  const Metric how = select_metric(metric);
+  const Inputs inputs(op, scores, how, grads, input_norms, {});
+  STD_TORCH_CHECK(k >= 1 && k <= inputs.total(), op, ": k must be between 1 and ", inputs.total(), ", got ",
+                  k);
+  Tensor value = torch::stable::new_empty(scores[0], Ints{}, value_type(scores, how, grads));
+  const Dtype dtype = dtype_of(value);
+  run_on(
+      op, scores[0],
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.kth_value(inputs.entries(), inputs.count(), how, k, value.data_ptr(), dtype, pool);
+      },
+      [&](auto stream) {
+        const Tensor scratch =
+            scratch_like(value, cuda::select_scratch_bytes(inputs.entries(), inputs.count()));
+        return cuda::kth_value(inputs.entries(), inputs.count(), how, k, value.data_ptr(), dtype,
+                               scratch.data_ptr(), stream);
+      });
+  return value;
+}
+
+void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, std::optional<std::string> metric,
+               Tensors grads, Tensors input_norms) {
+  constexpr const char* op = "topk_mask";
+  const Metric how = select_metric(metric);
+  Inputs inputs(op, scores, how, grads, input_norms, out);
+  STD_TORCH_CHECK(keep >= 0 && keep <= inputs.total(), op, ": keep must be between 0 and ", inputs.total(),
+                  ", got ", keep);
+  const int64_t k = inputs.total() - keep;
+  const bool prune_ties = ties == "threshold";
+  run_on(
+      op, scores[0],
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.topk_mask(inputs.entries(), inputs.count(), how, k, prune_ties, pool);
+      },
+      [&](auto stream) {
+        const Tensor scratch =
+            scratch_like(out[0], cuda::select_scratch_bytes(inputs.entries(), inputs.count()));
+        return cuda::topk_mask(inputs.entries(), inputs.count(), how, k, prune_ties, scratch.data_ptr(),
+                               stream);
+      });
+  inputs.commit();
+}
+
+namespace {
+
+Tensors list_of(const std::optional<Tensor>& tensor) {
+  return tensor ? Tensors{*tensor} : Tensors{};
+}
+
+// Keeps n of each m consecutive entries: in registers for small groups, as rows for larger ones.
+void keep_in_groups(const char* op, Inputs& inputs, const Tensor& score, Metric metric, int64_t n,
+                    int64_t m) {
+  if (inputs.total() == 0) return;
+  const SelectTensor& entry = *inputs.entries();
+  STD_TORCH_CHECK(m > 0 && entry.cols % m == 0, op, ": rows of ", entry.cols, " entries do not divide into ",
+                  m);
+  STD_TORCH_CHECK(n >= 0 && n <= m, op, ": cannot keep ", n, " of ", m);
+  const bool small = m <= kMaxGroup;
+  run_on(
+      op, score,
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        small ? kernels.nm_mask(entry, metric, n, m, pool)
+              : kernels.row_topk_mask(entry, metric, m, m - n, pool);
+      },
+      [&](auto stream) {
+        return small ? cuda::nm_mask(entry, metric, n, m, stream)
+                     : cuda::row_topk_mask(entry, metric, m, m - n, stream);
+      });
+  inputs.commit();
+}
+
+}  // namespace
+
+void row_topk_mask(Tensor score, Tensor out, int64_t keep, std::optional<std::string> metric,
+                   std::optional<Tensor> grad, std::optional<Tensor> input_norm) {
+  constexpr const char* op = "row_topk_mask";
+  const Metric how = select_metric(metric);
+  Inputs inputs(op, {score}, how, list_of(grad), list_of(input_norm), {out});
+  keep_in_groups(op, inputs, score, how, keep, inputs.entries()->cols);
+}
+
+void nm_mask(Tensor score, Tensor out, int64_t n, int64_t m, std::optional<std::string> metric,
+             std::optional<Tensor> grad, std::optional<Tensor> input_norm) {
+  constexpr const char* op = "nm_mask";
+  const Metric how = select_metric(metric);
+  Inputs inputs(op, {score}, how, list_of(grad), list_of(input_norm), {out});
+  keep_in_groups(op, inputs, score, how, n, m);
+}
+
+}  // namespace pruneops::ops

@@ -1,0 +1,158 @@
+#include "tensors.h"
+
+#include <algorithm>
+
+namespace pruneops::ops {
+
+using torch::headeronly::ScalarType;
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Half:
+      return Dtype::f16;
+    case ScalarType::Double:
+      return Dtype::f64;
+    default:
+      STD_TORCH_CHECK(false, "pruneops: expected a float32, bfloat16, float16 or float64 tensor");
+  }
+}
+
+Metric metric_of(const std::string& name) {
+  static const std::pair<const char*, Metric> names[] = {
+      {"magnitude", Metric::magnitude},   {"gradient", Metric::gradient},   {"snip", Metric::snip},
+      {"taylor", Metric::taylor},         {"fisher", Metric::fisher},       {"wanda", Metric::wanda},
+      {"mask_gradient", Metric::product}, {"mask_fisher", Metric::product},
+  };
+  for (const auto& [known, metric] : names) {
+    if (name == known) return metric;
+  }
+  STD_TORCH_CHECK(false, "pruneops: unknown metric ", name);
+}
+
+Reduce reduce_of(const std::string& name) {
+  static const std::pair<const char*, Reduce> names[] = {
+      {"mean", Reduce::mean},
+      {"sum", Reduce::sum},
+      {"max", Reduce::max},
+      {"mask_gradient", Reduce::abs_sum},
+      {"mask_fisher", Reduce::square_sum},
+  };
+  for (const auto& [known, reduce] : names) {
+    if (name == known) return reduce;
+  }
+  STD_TORCH_CHECK(false, "pruneops: unknown reduce ", name);
+}
+
+void check_same_length(const char* op, const Tensors& a, const Tensors& b) {
+  STD_TORCH_CHECK(a.size() == b.size(), op, ": lists of ", a.size(), " and ", b.size(), " tensors");
+}
+
+void check_same_sizes(const char* op, const Tensor& a, const Tensor& b) {
+  const auto sizes = a.sizes(), others = b.sizes();
+  STD_TORCH_CHECK(sizes.size() == others.size() && std::equal(sizes.begin(), sizes.end(), others.begin()), op,
+                  ": tensors of one entry differ in shape (", a.numel(), " and ", b.numel(), " entries)");
+}
+
+void check_same_device(const char* op, const Tensor& first, const Tensors& others) {
+  for (const Tensor& other : others) {
+    STD_TORCH_CHECK(
+        other.is_cuda() == first.is_cuda() && other.get_device_index() == first.get_device_index(), op,
+        ": tensors are on different devices");
+  }
+}
+
+void check_type(const char* op, const Tensor& tensor, ScalarType type) {
+  STD_TORCH_CHECK(tensor.scalar_type() == type, op, ": a tensor has the wrong dtype");
+}
+
+void copy_back(Tensor& given, const Tensor& work) {
+  if (work.data_ptr() != given.data_ptr()) torch::stable::copy_(given, work);
+}
+
+namespace {
+
+// Whether the tensors have equal strides and their entries fill a stretch of memory without gaps or overlap.
+bool share_dense_strides(const Tensors& tensors) {
+  const auto sizes = tensors[0].sizes(), strides = tensors[0].strides();
+  std::vector<std::pair<int64_t, int64_t>> dims;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] != 1) dims.emplace_back(strides[d], sizes[d]);
+  }
+  std::sort(dims.begin(), dims.end());
+  int64_t expected = 1;
+  for (const auto& [stride, size] : dims) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return std::all_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) {
+    const auto others = tensor.strides();
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      if (sizes[d] != 1 && others[d] != strides[d]) return false;
+    }
+    return true;
+  });
+}
+
+}  // namespace
+
+FlatTensors::FlatTensors(const Tensors& tensors, Order order) : given_(tensors), work_(tensors) {
+  if (order == Order::any && tensors[0].numel() > 0 && share_dense_strides(tensors)) return;
+  for (Tensor& tensor : work_) tensor = torch::stable::contiguous(tensor);
+}
+
+void FlatTensors::commit(size_t written) {
+  copy_back(given_[written], work_[written]);
+}
+
+namespace {
+
+// The stride between kernel positions (dimensions 2 and up), if they can be walked with one stride.
+std::optional<int64_t> kernel_stride(const Tensor& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  std::optional<int64_t> stride;
+  int64_t expected = 0;
+  for (size_t d = sizes.size(); d-- > 2;) {
+    if (sizes[d] == 1) continue;
+    if (stride && strides[d] != expected) return std::nullopt;
+    if (!stride) stride = strides[d];
+    expected = strides[d] * sizes[d];
+  }
+  return stride.value_or(0);
+}
+
+}  // namespace
+
+MatrixView matrix_view(const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.dim() >= 2, "pruneops: blocks need at least 2 dimensions, got ", tensor.dim());
+  MatrixView view{tensor, tensor, {}, {}};
+  auto outer = kernel_stride(tensor);
+  if (!outer) {
+    view.work = torch::stable::contiguous(tensor);
+    outer = kernel_stride(view.work);
+  }
+  const auto sizes = view.work.sizes(), strides = view.work.strides();
+  const int64_t rows = sizes[0];
+  view.matrix = Matrix{rows, rows == 0 ? 0 : view.work.numel() / rows, sizes[1]};
+  view.strides = Strides{strides[0], strides[1], *outer};
+  return view;
+}
+
+void MatrixView::commit() {
+  copy_back(given, work);
+}
+
+Block block_of(const char* op, const Ints& block, const Matrix& matrix) {
+  STD_TORCH_CHECK(block.size() == 2, op, ": a block has 2 sizes, got ", block.size());
+  const Block resolved{block[0] == -1 ? matrix.rows : block[0], block[1] == -1 ? matrix.cols : block[1]};
+  const bool divides =
+      resolved.n > 0 && resolved.m > 0 && matrix.rows % resolved.n == 0 && matrix.cols % resolved.m == 0;
+  STD_TORCH_CHECK(divides || matrix.rows * matrix.cols == 0, op, ": block (", block[0], ", ", block[1],
+                  ") does not divide a matrix of ", matrix.rows, " x ", matrix.cols);
+  return resolved;
+}
+
+}  // namespace pruneops::ops

@@ -1,0 +1,65 @@
+// From torch tensors to what the kernels take. The Python API has told the user what is wrong with an
+// argument; here the same call may come straight from torch.ops, so everything that memory safety rests on is
+// checked again.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../math/tensors.h"
+
+namespace pruneops::ops {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using Ints = std::vector<int64_t>;
+
+Dtype dtype_of(const Tensor& tensor);
+Metric metric_of(const std::string& name);
+Reduce reduce_of(const std::string& name);
+
+void check_same_length(const char* op, const Tensors& a, const Tensors& b);
+void check_same_sizes(const char* op, const Tensor& a, const Tensor& b);
+void check_same_device(const char* op, const Tensor& first, const Tensors& others);
+void check_type(const char* op, const Tensor& tensor, torch::headeronly::ScalarType type);
+
+// Writes a contiguous copy back to the tensor that it was made from; nothing where no copy was made.
+void copy_back(Tensor& given, const Tensor& work);
+
+// Tensors of one entry that are worked on in memory order: if all have the same strides without gaps they are
+// taken as they are (unless the order must be row-major); otherwise as contiguous copies, and commit() copies
+// a written one back.
+enum class Order { any, row_major };
+class FlatTensors {
+ public:
+  explicit FlatTensors(const Tensors& tensors, Order order = Order::any);
+  const Tensor& operator[](size_t i) const { return work_[i]; }
+  void commit(size_t written);
+
+ private:
+  Tensors given_;
+  Tensors work_;
+};
+
+// A tensor seen as a matrix, (R, C) or conv (O, I, k...) as (O, k... * I), without a copy where strides
+// allow.
+struct MatrixView {
+  Tensor given;
+  Tensor work;
+  Matrix matrix;
+  Strides strides;
+
+  void commit();
+};
+MatrixView matrix_view(const Tensor& tensor);
+
+// A block of the op, -1 standing for the whole extent; checked to divide the matrix.
+Block block_of(const char* op, const Ints& block, const Matrix& matrix);
+
+}  // namespace pruneops::ops

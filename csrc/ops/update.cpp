@@ -1,0 +1,144 @@
+// update_scores_, update_block_scores_ and block_reduce.
+#include "backend.h"
+#include "ops.h"
+
+namespace pruneops::ops {
+namespace {
+
+const float* scalar_pointer(const char* op, const std::optional<Tensor>& scalar, const Tensor& like) {
+  if (!scalar) return nullptr;
+  check_type(op, *scalar, torch::headeronly::ScalarType::Float);
+  STD_TORCH_CHECK(scalar->numel() == 1, op, ": grad_scale and found_inf have one element");
+  check_same_device(op, like, {*scalar});
+  return static_cast<const float*>(scalar->data_ptr());
+}
+
+// The inputs of entry i that a metric reads; a tensor that it does not read is absent.
+struct Inputs {
+  const Tensor* weight;
+  const Tensor* grad;
+};
+
+Inputs inputs_of(const char* op, Metric metric, const Tensors& weights, const Tensors& grads, size_t i) {
+  const bool has_weight = i < weights.size(), has_grad = i < grads.size();
+  STD_TORCH_CHECK(!reads_weight(metric) || has_weight, op, ": weights[", i, "] is missing");
+  STD_TORCH_CHECK(!reads_grad(metric) || has_grad, op, ": grads[", i, "] is missing");
+  return {reads_weight(metric) ? &weights[i] : nullptr, reads_grad(metric) ? &grads[i] : nullptr};
+}
+
+constexpr const char* kUpdate = "update_scores_";
+constexpr const char* kBlockUpdate = "update_block_scores_";
+
+}  // namespace
+
+void update_scores_(Tensors scores, Tensors weights, Tensors grads, std::string metric, double alpha,
+                    double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
+                    bool skip_nonfinite) {
+  const UpdateRule rule{metric_of(metric),
+                        Reduce::sum,
+                        alpha,
+                        beta,
+                        scalar_pointer(kUpdate, grad_scale, scores[0]),
+                        scalar_pointer(kUpdate, found_inf, scores[0]),
+                        skip_nonfinite};
+  std::vector<FlatTensors> flats;
+  std::vector<UpdateTensor> entries;
+  flats.reserve(scores.size());
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const auto [weight, grad] = inputs_of(kUpdate, rule.metric, weights, grads, i);
+    Tensors together{scores[i]};
+    if (weight) together.push_back(*weight);
+    if (grad) together.push_back(*grad);
+    for (const Tensor& tensor : together) check_same_sizes(kUpdate, scores[i], tensor);
+    check_same_device(kUpdate, scores[0], together);
+    const FlatTensors& flat = flats.emplace_back(together);
+    UpdateTensor entry{flat[0].data_ptr(), nullptr,    nullptr,   flat[0].numel(),
+                       dtype_of(flat[0]),  Dtype::f32, Dtype::f32};
+    if (weight) entry.weight = flat[1].data_ptr(), entry.weight_dtype = dtype_of(flat[1]);
+    const size_t last = together.size() - 1;
+    if (grad) entry.grad = flat[last].data_ptr(), entry.grad_dtype = dtype_of(flat[last]);
+    entries.push_back(entry);
+  }
+  const auto count = static_cast<int64_t>(entries.size());
+  run_on(
+      kUpdate, scores[0],
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.update_scores(entries.data(), count, rule, pool);
+      },
+      [&](auto stream) { return cuda::update_scores(entries.data(), count, rule, stream); });
+  for (FlatTensors& flat : flats) flat.commit(0);
+}
+
+namespace {
+
+// Block scores of one list of (score, weight, grad), scores being contiguous.
+void update_blocks(const char* op, const Tensors& scores, const Tensors& weights, const Tensors& grads,
+                   const Ints& block, const UpdateRule& rule) {
+  std::vector<MatrixView> views;
+  std::vector<BlockTensor> entries;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    const auto [weight, grad] = inputs_of(op, rule.metric, weights, grads, i);
+    if (weight && grad) check_same_sizes(op, *weight, *grad);
+    BlockTensor entry{};
+    entry.score = scores[i].data_ptr();
+    entry.score_dtype = dtype_of(scores[i]);
+    for (const Tensor* input : {weight, grad}) {
+      if (!input) continue;
+      check_same_device(op, scores[0], {scores[i], *input});
+      const MatrixView& view = views.emplace_back(matrix_view(*input));
+      entry.matrix = view.matrix;
+      (input == weight ? entry.weight : entry.grad) = view.work.data_ptr();
+      (input == weight ? entry.weight_strides : entry.grad_strides) = view.strides;
+      (input == weight ? entry.weight_dtype : entry.grad_dtype) = dtype_of(*input);
+    }
+    entry.block = block_of(op, block, entry.matrix);
+    if (entry.matrix.rows * entry.matrix.cols == 0) continue;
+    STD_TORCH_CHECK(scores[i].numel() == entry.grid_rows() * entry.grid_cols(), op, ": scores[", i, "] has ",
+                    scores[i].numel(), " entries for ", entry.grid_rows(), " x ", entry.grid_cols(),
+                    " blocks");
+    entries.push_back(entry);
+  }
+  if (entries.empty()) return;
+  const auto count = static_cast<int64_t>(entries.size());
+  run_on(
+      op, scores[0],
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.update_block_scores(entries.data(), count, rule, pool);
+      },
+      [&](auto stream) { return cuda::update_block_scores(entries.data(), count, rule, stream); });
+}
+
+}  // namespace
+
+void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints block, std::string metric,
+                          std::string reduce, double alpha, double beta, std::optional<Tensor> grad_scale,
+                          std::optional<Tensor> found_inf, bool skip_nonfinite) {
+  const Metric element = metric_of(metric);
+  const UpdateRule rule{element,
+                        reduce_of(element == Metric::product ? metric : reduce),
+                        alpha,
+                        beta,
+                        scalar_pointer(kBlockUpdate, grad_scale, scores[0]),
+                        scalar_pointer(kBlockUpdate, found_inf, scores[0]),
+                        skip_nonfinite};
+  Tensors contiguous;
+  for (const Tensor& score : scores) contiguous.push_back(torch::stable::contiguous(score));
+  update_blocks(kBlockUpdate, contiguous, weights, grads, block, rule);
+  for (size_t i = 0; i < scores.size(); ++i) copy_back(scores[i], contiguous[i]);
+}
+
+Tensor block_reduce(Tensor score, Ints block, std::string reduce) {
+  using torch::headeronly::ScalarType;
+  const Matrix matrix = matrix_view(score).matrix;
+  const Block size = block_of("block_reduce", block, matrix);
+  const bool empty = matrix.rows * matrix.cols == 0;
+  const Ints grid = {empty && size.n <= 0 ? 0 : matrix.rows / size.n,
+                     empty && size.m <= 0 ? 0 : matrix.cols / size.m};
+  const auto type = dtype_of(score) == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
+  Tensor reduced = torch::stable::new_empty(score, grid, type);
+  const UpdateRule rule{Metric::stored, reduce_of(reduce), 0.0, 1.0, nullptr, nullptr, false};
+  update_blocks("block_reduce", {reduced}, {score}, {}, block, rule);
+  return reduced;
+}
+
+}  // namespace pruneops::ops
