@@ -1,0 +1,287 @@
+#include "memory.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <sstream>
+#include <unordered_map>
+
+#include "grid.h"
+
+namespace emulation {
+namespace {
+
+// One access to one byte, as far as later ones must know it. Serial 0 is no block.
+struct Access {
+  uint64_t serial : 26;
+  uint64_t thread : 10;
+  uint64_t epoch : 16;
+  uint64_t clock : 11;
+  uint64_t atomic : 1;
+};
+static_assert(sizeof(Access) == 8, "the shadow holds three accesses for each byte");
+
+// The last write, and two reads from different warps: whoever writes next races with at least one of them if it
+// races with any read of another warp.
+struct Cell {
+  Access write;
+  Access read[2];
+};
+
+constexpr size_t kPage = 1024;
+
+struct Allocation {
+  uintptr_t begin;
+  size_t bytes;
+  bool owned;
+  std::vector<bool> defined;  // empty where all bytes are
+  std::unordered_map<size_t, std::unique_ptr<Cell[]>> pages;
+  size_t last_page = ~size_t{0};
+  Cell* last_cells = nullptr;
+
+  Cell& cell(size_t offset) {
+    if (offset / kPage != last_page) {
+      last_page = offset / kPage;
+      auto& cells = pages[last_page];
+      if (!cells) cells.reset(new Cell[kPage]());
+      last_cells = cells.get();
+    }
+    return last_cells[offset % kPage];
+  }
+};
+
+std::map<uintptr_t, Allocation> allocations;  // by where they begin
+Allocation* last_used = nullptr;
+std::vector<Cell> shared_cells;
+std::vector<const void* (*)()> dynamic_shared;
+
+// The allocation that begins at or before an address.
+Allocation* find(uintptr_t address) {
+  if (last_used != nullptr && address - last_used->begin < last_used->bytes) return last_used;
+  auto next = allocations.upper_bound(address);
+  if (next == allocations.begin()) return nullptr;
+  return last_used = &std::prev(next)->second;
+}
+
+const char* verb(AccessKind kind) {
+  switch (kind) {
+    case AccessKind::read: return "reads ";
+    case AccessKind::write: return "writes ";
+    case AccessKind::atomic: return "atomically updates ";
+  }
+  return "";
+}
+
+std::string what(AccessKind kind, size_t bytes, bool shared, size_t offset) {
+  std::ostringstream text;
+  text << verb(kind) << bytes << " bytes of " << (shared ? "shared" : "global") << " memory at offset " << offset;
+  return text.str();
+}
+
+// Whether everything that `access` did comes before what the current thread does now. Accesses of blocks before
+// `floor` belong to earlier launches, or to shared memory that is gone.
+bool ordered(const Access& access, uint64_t floor) {
+  if (access.serial < floor) return true;
+  if (access.serial != grid.serial) return false;
+  if (access.thread == current->rank || access.epoch < grid.epoch) return true;
+  return access.thread / kLanes == current->warp() && current->clock[access.thread % kLanes] > access.clock;
+}
+
+void note_read(Cell& cell, const Access& mine, uint64_t floor) {
+  if (ordered(cell.read[0], floor)) {
+    cell.read[0] = mine;
+  } else if (cell.read[0].thread / kLanes != mine.thread / kLanes || cell.read[0].serial != mine.serial) {
+    cell.read[1] = mine;
+  }
+}
+
+std::string race(const Access& other, const char* did, const std::string& mine) {
+  const uint3 block = block_of(other.serial);
+  const uint3 size{grid.config.block.x, grid.config.block.y, grid.config.block.z};
+  const uint3 thread{static_cast<unsigned>(other.thread % size.x), static_cast<unsigned>(other.thread / size.x % size.y),
+                     static_cast<unsigned>(other.thread / size.x / size.y)};
+  return mine + ", which thread " + place(thread) + (other.serial == grid.serial ? "" : " of block " + place(block)) +
+         did + " with nothing to order the two";
+}
+
+// Checks one access for races and remembers it.
+template <class CellOf>
+void check_order(CellOf&& cell_of, size_t bytes, bool shared, size_t offset, AccessKind kind, const void* site) {
+  const uint64_t floor = shared ? grid.serial : grid.first_serial;
+  const Access mine{grid.serial, current->rank, grid.epoch, current->clock[current->lane()],
+                    kind == AccessKind::atomic};
+  for (size_t i = 0; i < bytes; ++i) {
+    Cell& cell = cell_of(i);
+    if (!ordered(cell.write, floor) && !(cell.write.atomic && mine.atomic)) {
+      refuse(race(cell.write, " wrote", what(kind, bytes, shared, offset)), site);
+    }
+    if (kind == AccessKind::read) {
+      note_read(cell, mine, floor);
+      continue;
+    }
+    for (const Access& read : cell.read) {
+      if (!ordered(read, floor)) refuse(race(read, " read", what(kind, bytes, shared, offset)), site);
+    }
+    cell.write = mine;
+  }
+}
+
+void check_dynamic_bounds(size_t offset, size_t bytes, AccessKind kind, const void* site) {
+  for (const auto& address : dynamic_shared) {
+    const size_t begin = reinterpret_cast<uintptr_t>(address()) - grid.module.shared.begin;
+    if (offset >= begin && offset < begin + kMaxShared && offset + bytes > begin + grid.config.dynamic_shared) {
+      refuse(what(kind, bytes, true, offset - begin) + ", of which the launch has " +
+                 std::to_string(grid.config.dynamic_shared) + " dynamic bytes",
+             site);
+    }
+  }
+}
+
+void check_shared(size_t offset, size_t bytes, AccessKind kind, const void* site) {
+  check_dynamic_bounds(offset, bytes, kind, site);
+  if (kind != AccessKind::write) {
+    for (size_t i = 0; i < bytes; ++i) {
+      if (shared_cells[offset + i].write.serial != grid.serial) {
+        refuse(what(kind, bytes, true, offset) + ", which no thread of this block has written", site);
+      }
+    }
+  }
+  check_order([&](size_t i) -> Cell& { return shared_cells[offset + i]; }, bytes, true, offset, kind, site);
+}
+
+void check_global(Allocation& allocation, size_t offset, size_t bytes, AccessKind kind, const void* site) {
+  if (!allocation.defined.empty()) {
+    for (size_t i = offset; i < offset + bytes; ++i) {
+      if (kind != AccessKind::write && !allocation.defined[i]) {
+        refuse(what(kind, bytes, false, offset) + ", which no one has written since it was allocated", site);
+      }
+      allocation.defined[i] = true;
+    }
+  }
+  check_order([&](size_t i) -> Cell& { return allocation.cell(offset + i); }, bytes, false, offset, kind, site);
+}
+
+[[noreturn]] void refuse_address(uintptr_t address, size_t bytes, AccessKind kind, const void* site) {
+  std::ostringstream text;
+  text << verb(kind) << bytes << " bytes at 0x" << std::hex << address << std::dec;
+  for (unsigned rank = 0; rank < grid.size; ++rank) {
+    const Thread& other = *grid.threads[rank];
+    if (other.fiber.owns(address)) refuse(text.str() + ", local to thread " + place(other.index), site);
+  }
+  text << ", outside every allocation";
+  if (const Allocation* near = find(address)) {
+    text << "; the nearest below has " << near->bytes << " bytes, and this is "
+         << address + bytes - (near->begin + near->bytes) << " past its end";
+  }
+  refuse(text.str(), site);
+}
+
+// For what the host does through the runtime's functions.
+Allocation* on_device(const void* begin, size_t bytes, const char* function) {
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  Allocation* allocation = find(address);
+  if (allocation == nullptr || address - allocation->begin >= allocation->bytes) return nullptr;
+  if (address + bytes <= allocation->begin + allocation->bytes) return allocation;
+  throw Refusal(std::string(function) + ": " + std::to_string(bytes) + " bytes from offset " +
+                std::to_string(address - allocation->begin) + " of an allocation of " +
+                std::to_string(allocation->bytes) + " bytes");
+}
+
+void mark_defined(Allocation& allocation, const void* begin, size_t bytes) {
+  if (allocation.defined.empty()) return;
+  const auto first = allocation.defined.begin() + (reinterpret_cast<uintptr_t>(begin) - allocation.begin);
+  std::fill(first, first + bytes, true);
+}
+
+void check_defined(const Allocation& allocation, const void* begin, size_t bytes) {
+  if (allocation.defined.empty()) return;
+  const size_t first = reinterpret_cast<uintptr_t>(begin) - allocation.begin;
+  for (size_t i = first; i < first + bytes; ++i) {
+    if (!allocation.defined[i]) {
+      throw Refusal("cudaMemcpyAsync: byte " + std::to_string(i) + " of an allocation of " +
+                    std::to_string(allocation.bytes) + " bytes has not been written since it was allocated");
+    }
+  }
+}
+
+void scramble(void* begin, size_t bytes) {
+  auto* at = static_cast<char*>(begin);
+  for (; bytes > 0; at += 8) {
+    const uint64_t word = random_source.next();
+    const size_t n = bytes < 8 ? bytes : 8;
+    std::memcpy(at, &word, n);
+    bytes -= n;
+  }
+}
+
+}  // namespace
+
+void check_access(uintptr_t address, size_t bytes, AccessKind kind, const void* site) {
+  if (current == nullptr || current->fiber.owns(address)) return;
+  if (++current->accesses > uint64_t{1} << 28) {
+    refuse("makes 2^28 accesses without a barrier; does it wait for a thread that cannot run?", site);
+  }
+  if (grid.module.shared.holds(address, bytes)) {
+    return check_shared(address - grid.module.shared.begin, bytes, kind, site);
+  }
+  Allocation* allocation = find(address);
+  if (allocation != nullptr && address + bytes <= allocation->begin + allocation->bytes) {
+    return check_global(*allocation, address - allocation->begin, bytes, kind, site);
+  }
+  for (const Range& constant : grid.module.constants) {
+    if (kind == AccessKind::read && constant.holds(address, bytes)) return;
+  }
+  refuse_address(address, bytes, kind, site);
+}
+
+bool declare_dynamic_shared(const void* (*address)()) {
+  dynamic_shared.push_back(address);
+  return true;
+}
+
+void start_launch() { shared_cells.assign(grid.module.shared.end - grid.module.shared.begin, Cell{}); }
+
+void forget_shared() {
+  const Range& shared = grid.module.shared;
+  scramble(reinterpret_cast<void*>(shared.begin), shared.end - shared.begin);
+}
+
+void* allocate(size_t bytes) {
+  void* begin = nullptr;
+  if (posix_memalign(&begin, 256, bytes > 0 ? bytes : 1) != 0) throw std::bad_alloc();
+  scramble(begin, bytes);
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  allocations[address] = Allocation{address, bytes, true, std::vector<bool>(bytes, false), {}};
+  return begin;
+}
+
+void adopt(void* begin, size_t bytes) {
+  const auto address = reinterpret_cast<uintptr_t>(begin);
+  allocations[address] = Allocation{address, bytes, false, {}, {}};
+}
+
+void release(void* begin) {
+  const auto found = allocations.find(reinterpret_cast<uintptr_t>(begin));
+  if (found == allocations.end()) throw Refusal("release: not an allocation");
+  if (found->second.owned) std::free(begin);
+  last_used = nullptr;
+  allocations.erase(found);
+}
+
+void fill(void* begin, int value, size_t bytes) {
+  if (bytes == 0) return;
+  Allocation* allocation = on_device(begin, bytes, "cudaMemsetAsync");
+  if (allocation == nullptr) throw Refusal("cudaMemsetAsync: outside every allocation");
+  std::memset(begin, value, bytes);
+  mark_defined(*allocation, begin, bytes);
+}
+
+void copy(void* to, const void* from, size_t bytes) {
+  if (bytes == 0) return;
+  Allocation* target = on_device(to, bytes, "cudaMemcpyAsync");
+  if (const Allocation* source = on_device(from, bytes, "cudaMemcpyAsync")) check_defined(*source, from, bytes);
+  std::memmove(to, from, bytes);
+  if (target != nullptr) mark_defined(*target, to, bytes);
+}
+
+}  // namespace emulation
