@@ -117,7 +117,8 @@ def ranking(scores):
 
 
 def flat(arrays):
-    return np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays] or [np.zeros(0)])
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return np.concatenate([np.asarray(a, np.float64).ravel() for a in arrays] or [np.zeros(0)])
 
 
 def kth_value(arrays, k):

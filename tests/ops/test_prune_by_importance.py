@@ -1,0 +1,111 @@
+"""prune_by_importance against slicing in NumPy."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hostile import DTYPES, VALUES, layouts, values
+from hypothesis import given
+from hypothesis import strategies as st
+from tensors import assert_same, bits, tensor
+
+from pruneops import ops
+
+ORDERS = ("importance", "original")
+
+
+def check_slabs(device, x, importance, num, stride, *, dtypes=(None, None), layout="contiguous", **how):
+    given_x, given_importance = tensor(x, dtypes[0], device, layout), tensor(importance, dtypes[1], device)
+    before = bits(given_x)
+    kept = ops.prune_by_importance(given_x, given_importance, num, stride, **how)
+    assert kept.is_contiguous()
+    assert kept.dtype == given_x.dtype
+    assert_same(kept, oracle.prune_by_importance(x, importance, num, stride, **how))
+    assert bits(given_x) == before
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("num", [0, 1, 5, 11, 12])
+@pytest.mark.parametrize("stride", [1, 2, 7, 64])
+def test_numbers_and_strides(device, order, num, stride):
+    check_slabs(device, values("normal", (12 * stride, 9)), values("normal", (12,)), num, stride, order=order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_importances(device, order, name, dtype):
+    importance = values(name, (100,), dtype)
+    for num in (1, 50, 99):
+        check_slabs(device, np.arange(200), importance, num, 2, dtypes=(None, dtype), order=order)
+
+
+@pytest.mark.parametrize("n", [1, 31, 32, 33, 255, 256, 257, 1024, 1025, 4097, 40_000])
+def test_numbers_of_slabs(device, n):
+    for name in ("few_distinct", "normal"):
+        check_slabs(device, np.arange(n), values(name, (n,)), n // 2, 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes(device, dtype):
+    check_slabs(device, values("everything", (12, 9), dtype), values("normal", (6,)), 4, 2, dtypes=(dtype, None))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.int64, np.complex64, bool])
+def test_other_dtypes(device, dtype):
+    check_slabs(device, (np.arange(24) % 7).astype(dtype).reshape(12, 2), values("normal", (6,)), 4, 2)
+
+
+@pytest.mark.parametrize("shape", [(12,), (12, 12), (12, 24, 12), (12, 12, 24, 12)])
+def test_dimensions_and_layouts(device, shape):
+    importance = values("few_distinct", (6,))
+    for dim in range(-len(shape), len(shape)):
+        for layout in layouts(len(shape)):
+            check_slabs(device, values("normal", shape), importance, 3, shape[dim] // 6, dim=dim, layout=layout)
+
+
+def test_importance_may_be_a_view(device):
+    x, importance = values("normal", (24, 3)), values("normal", (12,))
+    for layout in layouts(1):
+        kept = ops.prune_by_importance(tensor(x, device=device), tensor(importance, None, device, layout), 5, 2)
+        assert_same(kept, oracle.prune_by_importance(x, importance, 5, 2))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (0,)])
+def test_no_instances(device, shape):
+    check_slabs(device, np.zeros(shape, np.float32), np.zeros(0, np.float32), 0, 2)
+
+
+def test_other_dimensions_may_be_empty(device):
+    check_slabs(device, np.zeros((6, 0), np.float32), values("normal", (3,)), 2, 2)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_numpy_in_numpy_out(order):
+    x, importance = np.arange(24, dtype=np.int32).reshape(12, 2), values("few_distinct", (6,))
+    kept = ops.prune_by_importance(x, importance, 4, 2, order=order)
+    assert isinstance(kept, np.ndarray)
+    assert_same(kept, oracle.prune_by_importance(x, importance, 4, 2, order=order))
+
+
+def test_numpy_views():
+    x, importance = np.arange(48.0).reshape(4, 12)[::-1].T, np.arange(12.0)[::-2]
+    assert_same(ops.prune_by_importance(x, importance, 4, 2), oracle.prune_by_importance(x, importance, 4, 2))
+
+
+def test_result_is_a_copy():
+    x = torch.arange(6)
+    kept = ops.prune_by_importance(x, torch.ones(3), 3, 2)
+    kept.zero_()
+    assert x.tolist() == list(range(6))
+
+
+POOL = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0])
+
+
+@given(data=st.data(), importance=st.lists(POOL, max_size=30), stride=st.integers(1, 5), order=st.sampled_from(ORDERS))
+def test_any_importance(device, data, importance, stride, order):
+    x = values("normal", (len(importance) * stride, 3))
+    check_slabs(
+        device, x, np.array(importance, np.float32), data.draw(st.integers(0, len(importance))), stride, order=order
+    )

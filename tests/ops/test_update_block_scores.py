@@ -1,0 +1,274 @@
+"""update_block_scores_ against float64 block sums, within the error bound of a float32 sum; maxima exactly."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hostile import DTYPES, TAME, layouts, values
+from hypothesis import given
+from hypothesis import strategies as st
+from tensors import array, assert_only_view_written, assert_same, bits, tensor
+
+from pruneops import ops
+
+ENTRY_METRICS = ("magnitude", "gradient", "snip", "taylor", "fisher")
+MASK_METRICS = ("mask_gradient", "mask_fisher")
+EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11, "float64": 2.0**-53}
+
+
+def expected_blocks(weight, grad, metric, block, reduce, kind, grad_scale=None, skip_nonfinite=False):
+    """v of every block in float64, and how far a sum in ``kind`` in any order may be from it."""
+    entry = oracle.entry_values(
+        "mask" if metric in MASK_METRICS else metric, weight, grad, kind=kind, grad_scale=grad_scale
+    )
+    if skip_nonfinite and metric not in MASK_METRICS:
+        entry = np.where(np.isfinite(entry), entry, 0)
+    total, absolute = oracle.reduce_blocks(entry, block, "sum" if metric in MASK_METRICS else reduce)
+    size = max(entry.size // max(total.size, 1), 1)
+    error = 0 if reduce == "max" and metric not in MASK_METRICS else (size + 1) * np.finfo(kind).eps * absolute
+    if metric == "mask_gradient":
+        return np.abs(total), error
+    if metric == "mask_fisher":
+        return total**2, (2 * np.abs(total) + error) * error + np.finfo(kind).eps * total**2
+    return total, error
+
+
+def check_blocks(
+    device, score, weight, grad, *, block, metric, reduce="mean", dtypes=("float32",) * 3, layout="contiguous", **how
+):
+    s, w, g = (tensor(a, d, device, layout) for a, d in zip((score, weight, grad), dtypes, strict=True))
+    assert ops.update_block_scores_(s, w, g, block=block, metric=metric, reduce=reduce, **how) is s
+    kind = oracle.compute_type(score, weight, grad)
+    v, error = expected_blocks(weight, grad, metric, block, reduce, kind)
+    alpha, beta = kind(how.get("alpha", 0.0)), kind(how.get("beta", 1.0))
+    old = alpha * score.astype(np.float64) if alpha else 0.0
+    new = old + np.float64(beta) * v
+    # The three operations of the update round too, and so does the score's dtype (2**-133: denormals of bfloat16).
+    error = abs(beta) * error + 2 * np.finfo(kind).eps * (np.abs(old) + np.abs(beta * v))
+    error = error + EPS[dtypes[0]] * (np.abs(new) + error) + (2.0**-24 if dtypes[0] == "float16" else 2.0**-133)
+    assert (np.abs(array(s).astype(np.float64) - new) <= error).all()
+    return s
+
+
+def arrays(shape, block, name="normal", dtypes=("float32",) * 3):
+    grid = oracle.block_ids(shape, block)[1]
+    return [values(name, size, d, i) for i, (size, d) in enumerate(zip((grid, shape, shape), dtypes, strict=True))]
+
+
+@pytest.mark.parametrize("metric", ENTRY_METRICS + MASK_METRICS)
+@pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_metric_reduce_and_dtype(device, metric, reduce, dtype):
+    dtypes, block = (dtype,) * 3, (4, 3)
+    how = {"metric": metric, "reduce": reduce, "alpha": 0.9, "beta": 0.5}
+    check_blocks(device, *arrays((32, 33), block, dtypes=dtypes), block=block, dtypes=dtypes, **how)
+
+
+@pytest.mark.parametrize(
+    "block", [(1, 1), (4, 1), (1, 4), (16, 16), (2, 64), (64, 2), (-1, 1), (1, -1), (-1, -1), (3, 7)]
+)
+@pytest.mark.parametrize("metric", ["snip", "mask_gradient"])
+def test_blocks(device, block, metric):
+    shape = (63, 70) if block == (3, 7) else (64, 192)
+    check_blocks(device, *arrays(shape, block), block=block, metric=metric, alpha=0.9)
+
+
+@pytest.mark.parametrize("cols", [1, 2, 7, 8, 9, 31, 32, 33, 255, 256, 257, 1023, 1024, 1025, 4096, 4097])
+@pytest.mark.parametrize("block", [(4, 1), (1, -1), (2, -1)])
+def test_widths(device, cols, block):
+    check_blocks(device, *arrays((8, cols), block), block=block, metric="snip", reduce="sum")
+
+
+@pytest.mark.parametrize("block", [(32768, 1), (65536, 1), (1, 1), (-1, -1)])
+def test_tall_weights(device, block):
+    check_blocks(device, *arrays((65536, 3), block), block=block, metric="magnitude")
+
+
+@pytest.mark.parametrize("name", TAME)
+@pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+def test_values(device, name, reduce):
+    block = (2, 16)
+    check_blocks(device, *arrays((16, 64), block, name), block=block, metric="snip", reduce=reduce, alpha=0.9)
+
+
+def exact_maximum(weight, grad, block, metric="taylor"):
+    return expected_blocks(weight, grad, metric, block, "max", np.float32)[0].astype(np.float32)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (6, 8, 5), (6, 8, 3, 5), (6, 8, 1, 1), (6, 4, 2, 3, 2)])
+@pytest.mark.parametrize("block", [(2, 2), (1, -1), (-1, 1), (3, 2)])
+def test_shapes_in_every_layout(device, shape, block):
+    score, weight, grad = arrays(shape, block)
+    for layout in layouts(len(shape)):
+        s = tensor(score, layout="transposed", device=device)
+        w, g = (tensor(a, layout=layout, device=device) for a in (weight, grad))
+        ops.update_block_scores_(s, w, g, block=block, metric="taylor", reduce="max")
+        assert_same(s, exact_maximum(weight, grad, block))
+
+
+@pytest.mark.parametrize("layout", layouts(2))
+def test_layouts_of_the_score_write_through(device, layout):
+    assert_only_view_written(
+        check_blocks(device, *arrays((12, 20), (2, 4)), block=(2, 4), metric="snip", alpha=0.9, layout=layout)
+    )
+
+
+@pytest.mark.parametrize("dtypes", [
+    ("float32", "bfloat16", "bfloat16"), ("float32", "float16", "bfloat16"), ("bfloat16", "float32", "float32"),
+    ("float64", "float32", "bfloat16"), ("float32", "bfloat16", "float64"),
+])  # fmt: skip
+def test_dtypes_mixed_in_one_call(device, dtypes):
+    check_blocks(
+        device, *arrays((16, 64), (4, 2), dtypes=dtypes), block=(4, 2), metric="mask_gradient", dtypes=dtypes, alpha=0.5
+    )
+
+
+def test_list_of_shapes_with_empty_ones(device):
+    shapes, block = [(8, 6), (0, 6), (4, 0), (128, 1030), (4, 4, 3, 3), (0, 2), (4, 2)], (4, 2)
+    lists = [arrays(shape, block, dtypes=("float32", "bfloat16", "float32")) for shape in shapes]
+    scores = [tensor(a[0], device=device) for a in lists]
+    weights = [tensor(a[1], "bfloat16" if i % 2 else "float32", device) for i, a in enumerate(lists)]
+    grads = [tensor(a[2], device=device) for a in lists]
+    assert ops.update_block_scores_(scores, weights, grads, block=block, metric="snip", reduce="max") is scores
+    for score, (_, weight, grad) in zip(scores, lists, strict=True):
+        assert_same(score, exact_maximum(weight, grad, block, "snip"))
+
+
+def test_whole_extent_of_an_empty_weight(device):
+    for shape, block in [((0, 3), (-1, 1)), ((3, 0), (1, -1)), ((0, 0), (-1, -1))]:
+        grid = oracle.block_ids(shape, block)[1]
+        score = torch.ones(grid, device=device)
+        ops.update_block_scores_(score, torch.ones(shape, device=device), None, block=block, metric="magnitude")
+        assert score.numel() == 0
+
+
+@pytest.mark.parametrize("metric", ENTRY_METRICS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_of_one_entry_are_the_entries(device, metric, dtype):
+    score, weight, grad = (values("wide_range", (9, 33), dtype, i) for i in range(3))
+    s, w, g = (tensor(a, dtype, device) for a in (score, weight, grad))
+    how = {"metric": metric, "alpha": 0.9, "beta": -0.3}
+    for reduce in ("mean", "sum", "max"):
+        blocks = ops.update_block_scores_(s.clone(), w, g, block=(1, 1), reduce=reduce, **how)
+        assert_same(blocks, oracle.update_scores(score, weight, grad, dtype=dtype, **how))
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+def test_nonfinite_entries_reach_only_their_block(device, special, reduce):
+    _, weight, grad = arrays((8, 40), (4, 10))
+    for row, col in [(0, 0), (3, 9), (5, 21), (7, 39)]:
+        hit = weight.copy()
+        hit[row, col] = special
+        score = torch.zeros(2, 4, device=device)
+        ops.update_block_scores_(
+            score, tensor(hit, device=device), tensor(grad, device=device), block=(4, 10), metric="snip", reduce=reduce
+        )
+        finite = np.ones((2, 4), bool)
+        finite[row // 4, col // 10] = False
+        np.testing.assert_array_equal(np.isfinite(array(score)), finite)
+        assert np.isnan(array(score)[~finite]).all() == np.isnan(special)
+
+
+@pytest.mark.parametrize("metric", ["snip", "mask_gradient"])
+def test_opposite_infinities(device, metric):
+    weight = torch.tensor([[torch.inf, -torch.inf, 1.0, 1.0]], device=device)
+    score = ops.update_block_scores_(
+        torch.zeros(1, 2, device=device), weight, torch.ones_like(weight), block=(1, 2), metric=metric, reduce="sum"
+    )
+    assert array(score).tolist()[0][1] == 2.0
+    assert np.isnan(array(score)[0, 0]) == (metric == "mask_gradient")
+
+
+@pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+def test_skip_nonfinite_counts_entries_as_zero(device, reduce):
+    _, weight, grad = (values("infinities", shape, seed=i) for i, shape in enumerate([(4, 8), (16, 64), (16, 64)]))
+    weight[3, 5] = np.nan
+    s = ops.update_block_scores_(
+        torch.full((4, 8), 2.0, device=device), tensor(weight, device=device), tensor(grad, device=device),
+        block=(4, 8), metric="snip", reduce=reduce, alpha=1.0, skip_nonfinite=True,
+    )  # fmt: skip
+    v, error = expected_blocks(weight, grad, "snip", (4, 8), reduce, np.float32, skip_nonfinite=True)
+    assert np.isfinite(v).all()
+    assert (np.abs(array(s) - (2.0 + v)) <= error + 1e-6 * (2.0 + v)).all()
+
+
+@pytest.mark.parametrize("metric", MASK_METRICS)
+def test_skip_nonfinite_counts_a_mask_gradient_as_zero(device, metric):
+    weight = torch.tensor([[torch.inf, 1.0, 1.0, 2.0]], device=device)
+    score = torch.full((1, 2), 5.0, device=device)
+    ops.update_block_scores_(
+        score, weight, torch.ones_like(weight), block=(1, 2), metric=metric, alpha=1.0, skip_nonfinite=True
+    )
+    assert array(score).tolist() == [[5.0, 8.0 if metric == "mask_gradient" else 14.0]]
+
+
+def test_mask_gradient_is_the_gradient_of_a_block_mask(device):
+    torch.manual_seed(0)
+    weight, x = torch.randn(8, 12, dtype=torch.float64), torch.randn(5, 12, dtype=torch.float64)
+    weight.requires_grad_()
+    mask = torch.ones(2, 4, dtype=torch.float64, requires_grad=True)
+    wide = mask.repeat_interleave(4, 0).repeat_interleave(3, 1)
+    torch.tanh(x @ (weight * wide).T).square().sum().backward()
+    score = torch.zeros(2, 4, dtype=torch.float64, device=device)
+    w, g = weight.detach().to(device), weight.grad.to(device)
+    ops.update_block_scores_(score, w, g, block=(4, 3), metric="mask_gradient")
+    np.testing.assert_allclose(array(score), np.abs(array(mask.grad)), rtol=1e-12)
+    ops.update_block_scores_(score, w, g, block=(4, 3), metric="mask_fisher")
+    np.testing.assert_allclose(array(score), array(mask.grad) ** 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0])
+@pytest.mark.parametrize("metric", ["snip", "mask_fisher"])
+def test_found_inf(device, found, metric):
+    score, weight, grad = (tensor(a, device=device) for a in arrays((8, 8), (2, 2), "everything"))
+    before = bits(score)
+    flag = torch.tensor(found, device=device)
+    ops.update_block_scores_(score, weight, grad, block=(2, 2), metric=metric, found_inf=flag)
+    assert (bits(score) == before) == (found != 0)
+
+
+def test_grad_scale_divides_the_gradient(device):
+    score, weight, grad = arrays((8, 8), (2, 2))
+    s, w, g = (tensor(a, device=device) for a in (score, weight, grad))
+    ops.update_block_scores_(
+        s, w, g, block=(2, 2), metric="snip", reduce="max", grad_scale=torch.tensor(3.0, device=device)
+    )
+    entry = oracle.entry_values("snip", weight, grad, grad_scale=3.0)
+    assert_same(s, oracle.reduce_blocks(entry, (2, 2), "max")[0].astype(np.float32))
+
+
+def test_alpha_zero_never_reads_the_score(device):
+    _, weight, grad = arrays((8, 8), (2, 2))
+    s = torch.full((4, 4), torch.nan, device=device)
+    ops.update_block_scores_(s, tensor(weight, device=device), tensor(grad, device=device), block=(2, 2), metric="snip")
+    assert np.isfinite(array(s)).all()
+
+
+@pytest.mark.parametrize("block", [(4, 1), (1, 4), (64, 64), (-1, 1), (1, -1), (-1, -1)])
+def test_same_call_same_bits(device, block):
+    _, weight, grad = (tensor(a, device=device) for a in arrays((256, 512), block))
+    grid = oracle.block_ids((256, 512), block)[1]
+    runs = [
+        ops.update_block_scores_(torch.zeros(grid, device=device), weight, grad, block=block, metric="mask_gradient")
+        for _ in range(3)
+    ]
+    assert bits(runs[0]) == bits(runs[1]) == bits(runs[2])
+
+
+def test_inputs_are_not_written(device):
+    score, weight, grad = (tensor(a, device=device) for a in arrays((8, 8), (2, 2)))
+    before = bits(weight), bits(grad)
+    ops.update_block_scores_(score, weight, grad, block=(2, 2), metric="mask_fisher", alpha=0.9)
+    assert (bits(weight), bits(grad)) == before
+
+
+@given(data=st.data())
+def test_any_grid(device, data):
+    small = st.integers(1, 6)
+    n, m, rows, cols = (data.draw(small) for _ in range(4))
+    block = (data.draw(st.sampled_from([n, -1])), data.draw(st.sampled_from([m, -1])))
+    shape = (n * rows, m * cols, *data.draw(st.lists(st.integers(1, 4), max_size=2)))
+    metric = data.draw(st.sampled_from(ENTRY_METRICS + MASK_METRICS))
+    reduce = data.draw(st.sampled_from(["mean", "sum", "max"]))
+    check_blocks(device, *arrays(shape, block), block=block, metric=metric, reduce=reduce, alpha=0.9)
