@@ -1,0 +1,99 @@
+"""The command line: ``pruneops prune``, ``pruneops inspect`` and ``pruneops info``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from .._version import __version__
+from . import info, inspect, prune
+
+_BAD_INPUT, _INTERRUPTED, _TERMINATED = 2, 130, 143
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        The exit code: 0; 2 after one line on stderr that says what was wrong, with nothing written; 130 after
+        Ctrl-C; 143 after a termination signal; 141 where the reader of the output went away.
+
+    Example:
+        >>> main(["info", "--json"])  # doctest: +SKIP
+        0
+    """
+    try:
+        with _termination_unwinds():
+            args = _parser().parse_args(argv)
+            args.run(args)
+            sys.stdout.flush()
+        return 0
+    except KeyboardInterrupt:
+        return _say("interrupted", _INTERRUPTED)
+    except _Terminated:
+        return _say("terminated", _TERMINATED)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at exit; that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except MemoryError:
+        return _say("error: out of memory", _BAD_INPUT)
+    except OSError as error:
+        return _say(f"error: {_describe(error)}", _BAD_INPUT)
+    except (ValueError, TypeError, ImportError) as error:
+        return _say(f"error: {error}", _BAD_INPUT)
+
+
+class _Terminated(BaseException):
+    """A termination signal; like KeyboardInterrupt, so that it unwinds and the staged files go."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="pruneops", description="Fast, exact pruning of transformer checkpoints.")
+    parser.add_argument("--version", action="version", version=f"pruneops {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (prune, inspect, info):
+        command.add_parser(commands)
+    return parser
+
+
+@contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """Turn SIGTERM into an exception for the time of the block."""
+
+    def terminate(*_: object) -> NoReturn:
+        raise _Terminated
+
+    try:
+        old = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # only the main thread may set handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _say(message: str, code: int) -> int:
+    print("pruneops:", " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _describe(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -1,0 +1,144 @@
+"""Pruning of checkpoint files, without the model and tensor by tensor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .planning import Plan
+from .report import LayerMasks, LayerReport, PruneReport
+from .selection import apply_masks, select_masks
+from .staging import staged
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much to prune: the arguments of the same names of :func:`pruneops.selection.select_masks`."""
+
+    sparsity: float | None
+    min_sparsity: float | None = None
+    max_sparsity: float | None = None
+
+
+class Pruning:
+    """One run over a plan, by magnitude, which is computed on the fly and never stored.
+
+    The masks of a joint selection exist together; every other mask exists only while its tensor is written.
+
+    Args:
+        plan: what to prune.
+        limits: how much.
+        on_tensor: called with the name of each tensor of the checkpoint when its turn comes.
+
+    Attributes:
+        seconds: ``select``, ``apply`` and ``write``. The mapped files are read where they are first used.
+
+    Example:
+        >>> plan = make_plan(Checkpoint("model.safetensors"), "2:4")  # doctest: +SKIP
+        >>> pruning = Pruning(plan, Limits(sparsity=0.5))  # doctest: +SKIP
+        >>> pruning.write(Path("sparse.safetensors"))  # doctest: +SKIP
+        >>> pruning.report().sparsity  # doctest: +SKIP
+        0.5
+    """
+
+    def __init__(self, plan: Plan, limits: Limits, on_tensor: Callable[[str], None] = lambda name: None) -> None:
+        self.plan = plan
+        self.limits = limits
+        self.seconds = {"select": 0.0, "apply": 0.0, "write": 0.0}
+        self._on_tensor = on_tensor
+        self._masks: dict[str, Tensor] = {}
+        self._kept: dict[str, int] = {}
+        self._to_prune = set(plan.names)
+
+    def rehearse(self) -> None:
+        """Select every mask as :meth:`write` does, and write nothing.
+
+        Raises:
+            ValueError: the limits cannot be met.
+        """
+        self._begin()
+        for name in self.plan.checkpoint.tensors:
+            self._on_tensor(name)
+            if name in self._to_prune:
+                self._take_mask(name)
+
+    def write(self, output: Path, *, overwrite: bool = False) -> None:
+        """Write the pruned checkpoint, whole or not at all.
+
+        Args:
+            output: the file or directory to make.
+            overwrite: replace what is there.
+
+        Raises:
+            OSError: it exists, or cannot be written.
+            ValueError: the limits cannot be met.
+        """
+        start = time.perf_counter()
+        with staged(output, overwrite=overwrite) as path:
+            self._begin()
+            self.plan.checkpoint.write(path, self._pruned)
+        elapsed = time.perf_counter() - start
+        self.seconds["write"] = elapsed - self.seconds["select"] - self.seconds["apply"]
+
+    def report(self) -> PruneReport:
+        """What was pruned, tensor by tensor; without the masks, which are not kept."""
+        checkpoint, pattern = self.plan.checkpoint, self.plan.pattern
+        layers = []
+        for name in self.plan.names:
+            info = checkpoint.tensors[name]
+            layers.append(LayerReport(name, info.shape, info.numel, self._kept[name]))
+        return PruneReport(
+            layers=tuple(layers),
+            criterion="magnitude",
+            pattern=pattern.spec,
+            scope=self.plan.scope,
+            seconds=self.seconds,
+            skipped=tuple(self.plan.skipped),
+            masks=LayerMasks([], {}, pattern),
+        )
+
+    def _begin(self) -> None:
+        with self._timed("select"):
+            # Without a joint selection this checks the limits, before the first tensor is written.
+            self._masks = self._select(self.plan.names if self.plan.selects_jointly else [])
+
+    def _select(self, names: list[str]) -> dict[str, Tensor]:
+        checkpoint, limits = self.plan.checkpoint, self.limits
+        return select_masks(
+            {name: checkpoint.oriented(name, checkpoint.tensor(name)) for name in names},
+            sparsity=limits.sparsity,
+            pattern=self.plan.pattern,
+            scope=self.plan.scope,
+            min_sparsity=limits.min_sparsity,
+            max_sparsity=limits.max_sparsity,
+        )
+
+    def _take_mask(self, name: str) -> Tensor:
+        with self._timed("select"):
+            mask = self._masks.pop(name) if name in self._masks else self._select([name])[name]
+            per_unit = self.plan.checkpoint.tensors[name].numel // mask.numel()
+            self._kept[name] = int(mask.sum()) * per_unit
+        return mask
+
+    def _pruned(self, name: str) -> Tensor | None:
+        """The tensor to write instead of the stored one; None where it stays."""
+        self._on_tensor(name)
+        if name not in self._to_prune:
+            return None
+        mask = self._take_mask(name)
+        checkpoint = self.plan.checkpoint
+        with self._timed("apply"):
+            tensor = checkpoint.tensor(name).clone()
+            apply_masks({name: checkpoint.oriented(name, tensor)}, {name: mask}, self.plan.pattern)
+        return tensor
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start

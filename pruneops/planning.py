@@ -1,0 +1,150 @@
+"""Which tensors of a checkpoint are pruned, decided from names, shapes and dtypes alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from .checkpoint import FLOATING, Checkpoint
+from .layers import NameFilter, Patterns, is_head
+from .patterns import Pattern, parse_pattern
+from .selection import SCOPES
+
+_EMBEDDINGS = {"relative_attention_bias", "shared", "wpe", "wte"}
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts ``layer.9`` before ``layer.10``."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def excluded_by_default(module: str) -> bool:
+    """Whether the name of a module says that its weight is an embedding, a norm or an output head.
+
+    A checkpoint has only names. An embedding has ``embed`` somewhere in its dotted name, or ends in ``wte``, ``wpe``,
+    ``shared`` or ``relative_attention_bias``; a norm has ``norm`` in its last component or starts it with ``ln``;
+    a head is what :func:`pruneops.layers.is_head` says, ``cls.predictions.decoder``, or a bare ``output``.
+
+    Example:
+        >>> [excluded_by_default(name) for name in ("model.embed_tokens", "h.0.ln_1", "lm_head", "h.0.mlp.c_fc")]
+        [True, True, True, False]
+    """
+    last = module.lower().split(".")[-1]
+    is_embedding = "embed" in module.lower() or last in _EMBEDDINGS
+    is_norm = "norm" in last or last.startswith("ln")
+    return (
+        is_embedding or is_norm or is_head(module) or module == "output" or module.endswith("cls.predictions.decoder")
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run prunes.
+
+    Attributes:
+        checkpoint: the source.
+        pattern: its sparsity pattern.
+        scope: ``global``, ``local`` or ``row``.
+        names: the tensors to prune, in natural order, which is also the order among equal scores: so the result
+            does not depend on how the checkpoint is split into shards.
+        skipped: the other matrix-shaped weights -> why they are left alone.
+    """
+
+    checkpoint: Checkpoint
+    pattern: Pattern
+    scope: str
+    names: list[str]
+    skipped: dict[str, str]
+
+    @property
+    def selects_jointly(self) -> bool:
+        """Whether one selection runs over all tensors, so that all masks exist at the same time."""
+        return self.scope == "global" and self.pattern.nm is None
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that the run needs beside the mapped files: masks, scores of blocks, and a copy of one tensor."""
+        # A mask has 1 byte per unit; a block also has a stored score of 4 bytes, or 8 for float64.
+        units = [prod(self.pattern.grid(self.checkpoint.weight_shape(name))) for name in self.names]
+        infos = [self.checkpoint.tensors[name] for name in self.names]
+        scores = [(8 if info.dtype == "F64" else 4) if self.pattern.block else 0 for info in infos]
+        selection = [count * (1 + score) for count, score in zip(units, scores, strict=True)]
+        copy = max(info.end - info.start for info in infos)
+        return copy + (sum(selection) if self.selects_jointly else max(selection))
+
+    @property
+    def disk_bytes(self) -> int:
+        """Size of the output."""
+        files = [shard.path for shard in self.checkpoint.shards]
+        files += [self.checkpoint.path / file for file in self.checkpoint.side_files()]
+        return sum(file.stat().st_size for file in files)
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    pattern: str | Pattern,
+    *,
+    scope: str = "global",
+    include: Patterns = None,
+    exclude: Patterns = None,
+    on_indivisible: str = "skip",
+) -> Plan:
+    """Decide which tensors of a checkpoint to prune: ``*.weight`` with two or more dimensions, in floating point.
+
+    Args:
+        checkpoint: the source.
+        pattern: see :func:`pruneops.parse_pattern`.
+        scope: ``global``, ``local`` or ``row``.
+        include: names to prune, with or without ``.weight``: globs, or ``re:`` and a regular expression found
+            anywhere in the name; one or a sequence. None is all that :func:`excluded_by_default` leaves; what is
+            named here is pruned even if it is one of those.
+        exclude: names not to prune, in the same form; stronger than ``include``.
+        on_indivisible: ``skip`` or ``error``, where the pattern does not divide a tensor.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: an argument is out of range, a name pattern matches nothing, or nothing is left to prune.
+    """
+    form = parse_pattern(pattern)
+    for what, value, allowed in (("scope", scope, SCOPES), ("on_indivisible", on_indivisible, ("skip", "error"))):
+        if value not in allowed:
+            raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {value!r}")
+    weights = sorted((name for name in checkpoint.tensors if _is_matrix_weight(checkpoint, name)), key=natural)
+    chosen = NameFilter(include, exclude, _known(weights), _known(checkpoint.tensors))
+    names, skipped = [], {}
+    for name in weights:
+        if reason := _why_not(checkpoint, name, chosen):
+            skipped[name] = reason
+        elif form.divides(shape := checkpoint.weight_shape(name)):
+            names.append(name)
+        elif on_indivisible == "error":
+            raise ValueError(f"{name!r} has shape {list(shape)}, which pattern {form.spec!r} does not divide")
+        else:
+            skipped[name] = f"{form.spec} does not divide it"
+    if not names:
+        why = ", ".join(sorted(set(skipped.values()))) or "no '*.weight' with two or more dimensions"
+        raise ValueError(f"{checkpoint.path}: nothing to prune ({why})")
+    return Plan(checkpoint, form, scope, names, skipped)
+
+
+def _is_matrix_weight(checkpoint: Checkpoint, name: str) -> bool:
+    info = checkpoint.tensors[name]
+    return name.endswith(".weight") and len(info.shape) > 1 and info.numel > 0
+
+
+def _known(names: Iterable[str]) -> list[str]:
+    """The module names, and the full ones: a pattern may use either."""
+    return [form for name in names for form in (name.removesuffix(".weight"), name)]
+
+
+def _why_not(checkpoint: Checkpoint, name: str, chosen: NameFilter) -> str | None:
+    """Why a weight is not to be pruned, or None."""
+    protected = excluded_by_default(name.removesuffix(".weight"))
+    dtype = checkpoint.tensors[name].dtype
+    if not chosen.selects(_known([name]), by_default=not protected):
+        return "embedding, norm or head" if protected else "not selected by name"
+    return None if dtype in FLOATING else f"dtype {dtype}"
