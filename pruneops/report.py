@@ -126,7 +126,7 @@ class PruneReport:
 
     def __rich__(self) -> Table:
         times = ", ".join(f"{step} {seconds:.3g} s" for step, seconds in self.seconds.items())
-        caption = times + (f"; skipped {len(self.skipped)} that the pattern does not divide" if self.skipped else "")
+        caption = times + (f"\nskipped {len(self.skipped)} that the pattern does not divide" if self.skipped else "")
         title = f"{self.criterion}, pattern {self.pattern}, scope {self.scope}"
         table = Table("layer", title=title, caption=caption, show_footer=True)
         table.columns[0].footer = f"total of {len(self.layers)} layers"
