@@ -38,7 +38,7 @@ def wanted_cuda() -> Path | None:
         raise SystemExit(f"pruneops: FORCE_CUDA must be 0 or 1, got {force!r}")
     home = None if force == "0" else cuda_home()
     if force == "1" and home is None:
-        raise SystemExit("pruneops: FORCE_CUDA=1, but no CUDA toolkit with bin/nvcc is in CUDA_HOME, on the PATH or in /usr/local")
+        raise SystemExit("pruneops: FORCE_CUDA=1, but no CUDA toolkit is in CUDA_HOME, on the PATH or in /usr/local")
     return home
 
 

@@ -42,12 +42,13 @@ __device__ __forceinline__ void load_row(const void* data, Dtype dtype, const Ma
   if (strides.inner == 1 && matrix.inner == matrix.cols) {
     return load_entries(data, dtype, matrix.offset(strides, row, col), n, out);
   }
+  ColumnWalk walk(matrix, strides, row, col);
   visit_dtype(dtype, [&](auto element) {
     using E = decltype(element);
     const auto* source = static_cast<const typename E::type*>(data);
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      out[i] = i < n ? E::template load<T>(source[matrix.offset(strides, row, col + i)]) : T(0);
+    for (int i = 0; i < kVector; ++i, walk.next()) {
+      out[i] = i < n ? E::template load<T>(source[walk.offset]) : T(0);
     }
   });
 }
@@ -129,15 +130,14 @@ __device__ __forceinline__ void update_block_tile(const BlockTensor& t, const Up
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     update_block_scores_kernel(const __grid_constant__ Table<BlockTensor> table, const UpdateRule rule) {
   __shared__ T shared[kWarps][kSpan];
   if (rule.found_inf != nullptr && *rule.found_inf != 0.0f) return;
   const T scale = rule.grad_scale != nullptr ? static_cast<T>(*rule.grad_scale) : T(1);
-  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
-    const int64_t index = table.tensor_of(tile);
-    update_block_tile(table.tensors[index], rule, scale, tile - table.first_tile[index], shared);
-  }
+  for_each_tile(table, [&](const BlockTensor& t, int64_t tile, int64_t) {
+    update_block_tile(t, rule, scale, tile, shared);
+  });
 }
 
 }  // namespace pruneops::cuda

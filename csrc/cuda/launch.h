@@ -18,7 +18,9 @@ cudaError_t launch(void (*kernel)(Params...), int64_t blocks, cudaStream_t strea
 #if defined(PRUNEOPS_EMULATE)
   return emulation::launch(kernel, grid, kThreads, stream, args...);
 #else
-  kernel<<<grid, kThreads, 0, stream> > >(args...);
+  // clang-format off
+  kernel<<<grid, kThreads, 0, stream>>>(args...);
+  // clang-format on
   return cudaGetLastError();
 #endif
 }

@@ -49,17 +49,13 @@ __device__ __forceinline__ Vector<bool> unpack_byte(uint8_t byte) {
 
 __global__ void __launch_bounds__(kThreads)
     apply_masks_kernel(const __grid_constant__ Table<MaskTensor> table) {
-  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
-    const int64_t index = table.tensor_of(tile);
-    const MaskTensor& t = table.tensors[index];
-    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.numel);
-    for (int64_t at = begin + threadIdx.x * kVector; at < end; at += kThreads * kVector) {
-      const int n = static_cast<int>(min64(kVector, end - at));
+  for_each_flat_tile(table, [&](const MaskTensor& t, int64_t begin, int64_t end, int64_t) {
+    for_each_vector(begin, end, [&](int64_t at, int n) {
       const auto keep = t.packed ? unpack_byte(t.mask[at / kVector])
                                  : load_words(reinterpret_cast<const bool*>(t.mask) + at, n);
       zero_pruned(t.data, t.element_size, at, n, keep);
-    }
-  }
+    });
+  });
 }
 
 // Vectors of columns in a row of a block-masked matrix, and those that a thread block takes.
@@ -79,36 +75,44 @@ __device__ __forceinline__ void for_block_vector(const BlockMaskTensor& t, int64
   const int n = static_cast<int>(min64(kVector, t.matrix.cols - col));
   const bool* kept = t.mask + row / t.block.n * t.grid_cols();
   Vector<bool> keep;
+  int64_t block = col / t.block.m, left = (block + 1) * t.block.m - col;
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) keep.words[i] = i < n && kept[(col + i) / t.block.m];
+  for (int i = 0; i < kVector; ++i) {
+    keep.words[i] = i < n && kept[block];
+    if (--left == 0) left = t.block.m, ++block;
+  }
   f(row, col, n, keep);
+}
+
+// Whether the columns of a row lie side by side in memory.
+PRUNEOPS_HD bool has_flat_rows(const BlockMaskTensor& t) {
+  return t.strides.inner == 1 && t.matrix.inner == t.matrix.cols;
 }
 
 __global__ void __launch_bounds__(kThreads)
     apply_block_masks_kernel(const __grid_constant__ Table<BlockMaskTensor> table) {
-  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
-    const int64_t index = table.tensor_of(tile);
-    const BlockMaskTensor& t = table.tensors[index];
-    for_block_vector(
-        t, tile - table.first_tile[index], [&](int64_t row, int64_t col, int n, const auto& keep) {
-          if (t.strides.inner == 1 && t.matrix.inner == t.matrix.cols) {
-            return zero_pruned(t.data, t.element_size, t.matrix.offset(t.strides, row, col), n, keep);
-          }
-          for (int i = 0; i < n; ++i) {
-            if (!keep.words[i]) zero_entry(t.data, t.element_size, t.matrix.offset(t.strides, row, col + i));
-          }
-        });
-  }
+  for_each_tile(table, [](const BlockMaskTensor& t, int64_t tile, int64_t) {
+    for_block_vector(t, tile, [&](int64_t row, int64_t col, int n, const auto& keep) {
+      ColumnWalk walk(t.matrix, t.strides, row, col);
+      if (has_flat_rows(t)) return zero_pruned(t.data, t.element_size, walk.offset, n, keep);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i, walk.next()) {
+        if (i < n && !keep.words[i]) zero_entry(t.data, t.element_size, walk.offset);
+      }
+    });
+  });
 }
 
 __global__ void __launch_bounds__(kThreads) expand_block_mask_kernel(const BlockMaskTensor t) {
   for (int64_t tile = blockIdx.x; tile < block_mask_tiles(t); tile += gridDim.x) {
     for_block_vector(t, tile, [&](int64_t row, int64_t col, int n, const auto& keep) {
       bool* target = static_cast<bool*>(t.data);
-      if (t.strides.inner == 1 && t.matrix.inner == t.matrix.cols) {
-        return store_words(target + t.matrix.offset(t.strides, row, col), n, keep);
+      ColumnWalk walk(t.matrix, t.strides, row, col);
+      if (has_flat_rows(t)) return store_words(target + walk.offset, n, keep);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i, walk.next()) {
+        if (i < n) target[walk.offset] = keep.words[i];
       }
-      for (int i = 0; i < n; ++i) target[t.matrix.offset(t.strides, row, col + i)] = keep.words[i];
     });
   }
 }

@@ -27,12 +27,11 @@ __device__ __forceinline__ void row_round(const SelectTensor& t, Metric metric, 
   __syncthreads();
   const Key<T> prefix = shared.selection.prefix;
   const int64_t wanted = shared.selection.k - shared.selection.less;
-  for (int64_t at = begin + threadIdx.x * kVector; at < end; at += kThreads * kVector) {
-    const int n = static_cast<int>(min64(kVector, end - at));
+  for_each_vector(begin, end, [&](int64_t at, int n) {
     Key<T> keys[kVector];
     load_keys<T>(t, metric, at, n, keys);
     count_keys<R>(keys, n, prefix, round, shared.counts);
-  }
+  });
   __syncthreads();
   const long long own = static_cast<long long>(shared.counts[threadIdx.x]);
   const int64_t below = block_scan(own, shared.partial).before;

@@ -90,17 +90,13 @@ __global__ void __launch_bounds__(kThreads)
   for (int b = threadIdx.x; b < R::kBins; b += kThreads) counts[b] = 0;
   __syncthreads();
   const Key<T> prefix = state->selection.prefix;
-  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
-    const int64_t index = table.tensor_of(tile);
-    const SelectTensor& t = table.tensors[index];
-    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.numel);
-    for (int64_t at = begin + threadIdx.x * kVector; at < end; at += kThreads * kVector) {
-      const int n = static_cast<int>(min64(kVector, end - at));
+  for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
+    for_each_vector(begin, end, [&](int64_t at, int n) {
       Key<T> keys[kVector];
       load_keys<T>(t, metric, at, n, keys);
       count_keys<R>(keys, n, prefix, round, counts);
-    }
-  }
+    });
+  });
   __syncthreads();
   for (int b = threadIdx.x; b < R::kBins; b += kThreads) {
     if (counts[b] != 0) atomicAdd(&state->counts[b], static_cast<unsigned long long>(counts[b]));
@@ -138,6 +134,14 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
+template <class K>
+__device__ __forceinline__ int count_equal(const K (&keys)[kVector], int n, K threshold) {
+  int equal = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) equal += i < n && keys[i] == threshold;
+  return equal;
+}
+
 // Ties with the threshold in each tile, one block a tile.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
@@ -146,21 +150,16 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ int partial[kWarps];
   if (!state->splits_ties()) return;
   const Key<T> threshold = state->selection.prefix;
-  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
-    const int64_t index = table.tensor_of(tile);
-    const SelectTensor& t = table.tensors[index];
-    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.numel);
+  for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
     int equal = 0;
-    for (int64_t at = begin + threadIdx.x * kVector; at < end; at += kThreads * kVector) {
-      const int n = static_cast<int>(min64(kVector, end - at));
+    for_each_vector(begin, end, [&](int64_t at, int n) {
       Key<T> keys[kVector];
       load_keys<T>(t, metric, at, n, keys);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) equal += i < n && keys[i] == threshold;
-    }
+      equal += count_equal(keys, n, threshold);
+    });
     const int total = block_scan(equal, partial).total;
-    if (threadIdx.x == 0) ties[table.base_tile + tile] = static_cast<unsigned>(total);
-  }
+    if (threadIdx.x == 0) ties[number] = static_cast<unsigned>(total);
+  });
 }
 
 // One block finds the tile in which the last kept tie lies.
@@ -196,10 +195,7 @@ __device__ __forceinline__ void write_cut(const SelectTensor& t, Metric metric, 
     const int n = static_cast<int>(at < end ? min64(kVector, end - at) : 0);
     Key<T> keys[kVector] = {};
     if (n > 0) load_keys<T>(t, metric, at, n, keys);
-    int equal = 0;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) equal += i < n && keys[i] == threshold;
-    const auto scan = block_scan(equal, partial);
+    const auto scan = block_scan(count_equal(keys, n, threshold), partial);
     int64_t left = ties - scan.before;
     Vector<bool> keep;
 #pragma unroll
@@ -213,15 +209,14 @@ __device__ __forceinline__ void write_cut(const SelectTensor& t, Metric metric, 
 template <class T>
 __device__ __forceinline__ void write_whole(const SelectTensor& t, Metric metric, int64_t begin, int64_t end,
                                             Key<T> threshold, bool keep_ties) {
-  for (int64_t at = begin + threadIdx.x * kVector; at < end; at += kThreads * kVector) {
-    const int n = static_cast<int>(min64(kVector, end - at));
+  for_each_vector(begin, end, [&](int64_t at, int n) {
     Key<T> keys[kVector];
     load_keys<T>(t, metric, at, n, keys);
     Vector<bool> keep;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) keep.words[i] = keep_ties ? keys[i] >= threshold : keys[i] > threshold;
     store_words(t.mask + at, n, keep);
-  }
+  });
 }
 
 template <class T>
@@ -230,26 +225,23 @@ __global__ void __launch_bounds__(kThreads)
                       const SelectState<T>* state) {
   __shared__ int partial[kWarps];
   const Key<T> threshold = state->selection.prefix;
-  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
-    const int64_t index = table.tensor_of(tile), number = table.base_tile + tile;
-    const SelectTensor& t = table.tensors[index];
-    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.numel);
+  for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
     if (number == state->cut_tile) {
       write_cut<T>(t, metric, begin, end, threshold, state->cut_ties, partial);
     } else {
       write_whole<T>(t, metric, begin, end, threshold, number < state->cut_tile);
     }
-  }
+  });
 }
 
 __global__ void __launch_bounds__(kThreads)
     fill_masks_kernel(const __grid_constant__ Table<SelectTensor> table, const bool keep) {
-  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
-    const int64_t index = table.tensor_of(tile);
-    const SelectTensor& t = table.tensors[index];
-    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.numel);
-    for (int64_t at = begin + threadIdx.x; at < end; at += kThreads) t.mask[at] = keep;
-  }
+  Vector<bool> all;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) all.words[i] = keep;
+  for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
+    for_each_vector(begin, end, [&](int64_t at, int n) { store_words(t.mask + at, n, all); });
+  });
 }
 
 }  // namespace pruneops::cuda

@@ -45,6 +45,23 @@ int64_t flat_tiles(const Tensor& tensor) {
   return ceil_div(tensor.size(), kTile);
 }
 
+// f(tensor, tile of that tensor, tile of all tables) for the tiles of this thread block.
+template <class Tensor, class F>
+__device__ __forceinline__ void for_each_tile(const Table<Tensor>& table, const F& f) {
+  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
+    const int64_t index = table.tensor_of(tile);
+    f(table.tensors[index], tile - table.first_tile[index], table.base_tile + tile);
+  }
+}
+
+// f(tensor, begin, end, tile of all tables) for the tiles of flat tensors.
+template <class Tensor, class F>
+__device__ __forceinline__ void for_each_flat_tile(const Table<Tensor>& table, const F& f) {
+  for_each_tile(table, [&](const Tensor& t, int64_t tile, int64_t number) {
+    f(t, tile * kTile, min64((tile + 1) * kTile, t.size()), number);
+  });
+}
+
 // f(table) for tables that hold all tensors with tiles and for which `chosen` holds, in order.
 template <class Tensor, class TilesOf, class Chosen, class F>
 cudaError_t for_each_table(const Tensor* tensors, int64_t count, const TilesOf& tiles_of,

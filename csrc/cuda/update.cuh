@@ -29,14 +29,9 @@ __global__ void __launch_bounds__(kThreads)
     update_scores_kernel(const __grid_constant__ Table<UpdateTensor> table, const UpdateRule rule) {
   if (rule.found_inf != nullptr && *rule.found_inf != 0.0f) return;
   const T scale = rule.grad_scale != nullptr ? static_cast<T>(*rule.grad_scale) : T(1);
-  for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
-    const int64_t index = table.tensor_of(tile);
-    const UpdateTensor& t = table.tensors[index];
-    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.numel);
-    for (int64_t at = begin + threadIdx.x * kVector; at < end; at += kThreads * kVector) {
-      update_entries(t, rule, scale, at, static_cast<int>(min64(kVector, end - at)));
-    }
-  }
+  for_each_flat_tile(table, [&](const UpdateTensor& t, int64_t begin, int64_t end, int64_t) {
+    for_each_vector(begin, end, [&](int64_t at, int n) { update_entries(t, rule, scale, at, n); });
+  });
 }
 
 }  // namespace pruneops::cuda

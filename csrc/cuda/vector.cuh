@@ -9,6 +9,14 @@ namespace pruneops::cuda {
 
 constexpr int kVector = 8;
 
+// f(at, n) for the vectors that this thread has of the entries [begin, end).
+template <class F>
+__device__ __forceinline__ void for_each_vector(int64_t begin, int64_t end, const F& f) {
+  for (int64_t at = begin + threadIdx.x * kVector; at < end; at += kThreads * kVector) {
+    f(at, static_cast<int>(min64(kVector, end - at)));
+  }
+}
+
 template <class T>
 __device__ __forceinline__ bool is_aligned(const T* pointer, int bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;

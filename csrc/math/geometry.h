@@ -23,6 +23,28 @@ struct Matrix {
   }
 };
 
+// The offsets of neighbouring columns of a row, with one division for the first.
+struct ColumnWalk {
+  int64_t inner;
+  Strides strides;
+  int64_t within;  // column within the kernel position
+  int64_t offset;
+
+  PRUNEOPS_HD ColumnWalk(const Matrix& matrix, const Strides& s, int64_t row, int64_t col)
+      : inner(matrix.inner),
+        strides(s),
+        within(matrix.inner == matrix.cols ? col : col % matrix.inner),
+        offset(matrix.offset(s, row, col)) {}
+
+  PRUNEOPS_HD void next() {
+    offset += strides.inner;
+    if (++within == inner) {
+      within = 0;
+      offset += strides.outer - inner * strides.inner;
+    }
+  }
+};
+
 struct Block {
   int64_t n;
   int64_t m;
