@@ -21,6 +21,7 @@ namespace {
 
 uint64_t current_seed = 0;
 bool seeded = false;
+unsigned grid_blocks = 0;
 uint64_t window_first = 0, window_count = ~uint64_t{0};
 
 constexpr uint64_t kMaxThreads = 1024, kMaxParameters = 32764, kMaxBlocksRun = 1 << 20;
@@ -134,6 +135,8 @@ uint64_t seed() {
   return current_seed;
 }
 
+void set_grid(unsigned blocks) { grid_blocks = blocks; }
+
 void set_block_window(uint64_t first, uint64_t count) {
   window_first = first;
   window_count = count;
@@ -144,11 +147,12 @@ void run(const Config& config, const Kernel& kernel) {
   grid.config = config;
   grid.kernel = kernel;
   check_config(config, kernel);
+  if (grid_blocks > 0 && volume(config.grid) > 1) grid.config.grid.x = grid_blocks;
   grid.module = find_module(kernel.shared_marker, kernel.address);
   grid.size = static_cast<unsigned>(volume(config.block));
   while (grid.threads.size() < grid.size) grid.threads.push_back(std::make_unique<Thread>());
 
-  const uint64_t blocks = volume(config.grid);
+  const uint64_t blocks = volume(grid.config.grid);
   const uint64_t first = std::min(window_first, blocks), count = std::min(window_count, blocks - first);
   if (count > kMaxBlocksRun) refuse_launch(std::to_string(count) + " blocks are too many to emulate");
   grid.order.resize(count);

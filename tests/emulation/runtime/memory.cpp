@@ -29,6 +29,7 @@ struct Cell {
 };
 
 constexpr size_t kPage = 1024;
+constexpr uint64_t kMaxAccesses = 1 << 24;
 
 struct Allocation {
   uintptr_t begin;
@@ -169,9 +170,11 @@ void check_global(Allocation& allocation, size_t offset, size_t bytes, AccessKin
     if (other.fiber.owns(address)) refuse(text.str() + ", local to thread " + place(other.index), site);
   }
   text << ", outside every allocation";
-  if (const Allocation* near = find(address)) {
-    text << "; the nearest below has " << near->bytes << " bytes, and this is "
-         << address + bytes - (near->begin + near->bytes) << " past its end";
+  constexpr size_t kNear = 1 << 16;
+  const Allocation* below = find(address);
+  if (below != nullptr && address - below->begin < below->bytes + kNear) {
+    text << "; it ends " << address + bytes - (below->begin + below->bytes) << " bytes past one of " << below->bytes
+         << " bytes";
   }
   refuse(text.str(), site);
 }
@@ -218,8 +221,8 @@ void scramble(void* begin, size_t bytes) {
 
 void check_access(uintptr_t address, size_t bytes, AccessKind kind, const void* site) {
   if (current == nullptr || current->fiber.owns(address)) return;
-  if (++current->accesses > uint64_t{1} << 28) {
-    refuse("makes 2^28 accesses without a barrier; does it wait for a thread that cannot run?", site);
+  if (++current->accesses > kMaxAccesses) {
+    refuse("makes 2^24 accesses without giving way; does it wait for a thread that cannot run?", site);
   }
   if (grid.module.shared.holds(address, bytes)) {
     return check_shared(address - grid.module.shared.begin, bytes, kind, site);

@@ -167,7 +167,7 @@ __global__ void write_before_the_start(const int* input, int* output) {
 
 __global__ void index_past_shared(const int* input, int* output) {
   __shared__ int values[8];
-  values[threadIdx.x % 9] = input[global_index()];
+  if (threadIdx.x < 9) values[threadIdx.x] = input[global_index()];
   __syncthreads();
   output[global_index()] = values[0];
 }
@@ -207,11 +207,9 @@ __global__ void shift_too_far(const int* input, int* output) {
   output[global_index()] = 1 << ((input[global_index()] & 1) + 32);
 }
 
-// Every block waits for block 0, which may never run beside it.
-__global__ void wait_for_another_block(const int*, int* output) {
-  volatile int* flag = output;
-  if (global_index() == 0) *flag = 1;
-  while (blockIdx.x > 0 && *flag != 1) {
+__global__ void endless_wait(const int* input, int* output) {
+  const volatile int* flag = input;
+  while (*flag != -1) {
   }
   output[global_index()] = 1;
 }
@@ -291,7 +289,7 @@ const std::vector<Case> faults = {
     FAULT(null_pointer),
     FAULT(overflowing_index),
     FAULT(shift_too_far),
-    FAULT(wait_for_another_block),
+    FAULT(endless_wait),
     FAULT(trapped),
     {"large_parameters", on_large},
     {"empty_grid", configured<0, 1, 32, 1, 0>},

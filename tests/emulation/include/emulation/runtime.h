@@ -43,6 +43,10 @@ bool declare_dynamic_shared(const void* (*address)());
 void set_seed(uint64_t seed);
 uint64_t seed();
 
+// Launch every grid of more than one block with so many blocks along x; 0 leaves grids as they are. For kernels that
+// loop over their work whatever the grid.
+void set_grid(unsigned blocks);
+
 // Run only blocks first .. first + count - 1 of every grid: how the far end of a huge range is reached.
 void set_block_window(uint64_t first, uint64_t count);
 

@@ -1,0 +1,46 @@
+"""Builds the emulation once for each session, in build/, and lends its modules."""
+
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+#: Sanitizers to build with, such as "address,undefined". They check instead of the emulation, and Python must run
+#: with their library preloaded.
+SANITIZE = os.environ.get("PRUNEOPS_SANITIZE", "")
+BUILD = ROOT / "build" / ("emulation-" + SANITIZE.replace(",", "-") if SANITIZE else "emulation")
+
+
+def _run(*command):
+    # A preloaded sanitizer is for the tests, not for the compiler.
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(map(str, command))}\n{done.stdout[-8000:]}{done.stderr[-8000:]}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def emulation_build():
+    """The directory that holds the built modules, on the path."""
+    for tool in ("cmake", "g++", "ninja"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"the emulation is built with {tool}, which is not there")
+    pybind11 = pytest.importorskip("pybind11")
+    _run(
+        "cmake", "-G", "Ninja", "-S", ROOT, "-B", BUILD, "-DCMAKE_CXX_COMPILER=g++", "-DPRUNEOPS_EMULATION=ON",
+        f"-DPRUNEOPS_SANITIZE={SANITIZE}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )  # fmt: skip
+    _run("cmake", "--build", BUILD)
+    sys.path.insert(0, str(BUILD))
+    return BUILD
+
+
+@pytest.fixture(scope="session")
+def selftest(emulation_build):
+    return importlib.import_module("_emulation_selftest")

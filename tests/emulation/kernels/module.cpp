@@ -1,0 +1,257 @@
+// The launchers of csrc/cuda on the emulated grid, and the kernels of csrc/cpu beside them, for tests in NumPy.
+// Tensors are addresses into memory that the emulation knows.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <sys/mman.h>
+
+#include <memory>
+#include <thread>
+
+#include "../../../csrc/cpu/gather.h"
+#include "../../../csrc/cpu/kernels.h"
+#include "../../../csrc/cuda/kernels.h"
+
+namespace py = pybind11;
+using namespace pruneops;
+
+namespace {
+
+using Address = uintptr_t;
+using Bytes = py::array_t<uint8_t, py::array::c_style>;
+
+template <class T>
+T* at(Address address) { return reinterpret_cast<T*>(address); }
+
+// ---- memory ---------------------------------------------------------------------------------------------------
+
+// An allocation. Its bytes are undefined until written, except those of a virtual range, which are 0 and take up
+// memory only where they are touched.
+class Memory {
+ public:
+  Memory(size_t bytes, bool is_virtual) : bytes_(bytes), virtual_(is_virtual) {
+    if (!virtual_) {
+      begin_ = emulation::allocate(bytes);
+      return;
+    }
+    begin_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (begin_ == MAP_FAILED) throw std::bad_alloc();
+    emulation::adopt(begin_, bytes);
+  }
+  ~Memory() {
+    emulation::release(begin_);
+    if (virtual_) munmap(begin_, bytes_);
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  Address address() const { return reinterpret_cast<Address>(begin_); }
+  void write(const Bytes& data, size_t offset) { emulation::copy(at<char>(address()) + offset, data.data(), data.size()); }
+  Bytes read(size_t bytes, size_t offset) const {
+    Bytes data(static_cast<py::ssize_t>(bytes));
+    emulation::copy(data.mutable_data(), at<char>(address()) + offset, bytes);
+    return data;
+  }
+
+ private:
+  size_t bytes_;
+  bool virtual_;
+  void* begin_;
+};
+
+// ---- the two backends -----------------------------------------------------------------------------------------
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+int cpu_threads = 1;
+
+// Threads of its own for every call: simple, and visible to ThreadSanitizer.
+void run_pool(int64_t tasks, cpu::Pool::Range range, void* context) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < cpu_threads; ++t) {
+    const int64_t begin = tasks * t / cpu_threads, end = tasks * (t + 1) / cpu_threads;
+    if (begin < end) threads.emplace_back(range, context, begin, end);
+  }
+  for (auto& thread : threads) thread.join();
+}
+
+cpu::Pool pool() { return {cpu_threads, run_pool}; }
+
+// The launchers as functions that throw, with scratch memory of exactly the size that they ask for.
+struct Cuda {
+  using Scratch = std::unique_ptr<void, void (*)(void*)>;
+  static Scratch scratch(int64_t bytes) { return {emulation::allocate(bytes), emulation::release}; }
+
+  template <auto kLaunch, class... Args>
+  static void call(const Args&... args) { check(kLaunch(args..., cudaStream_t{})); }
+
+  static void kth_value(const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value, Dtype dtype) {
+    const auto count = static_cast<int64_t>(tensors.size());
+    const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
+    check(cuda::kth_value(tensors.data(), count, metric, k, at<void>(value), dtype, work.get(), cudaStream_t{}));
+  }
+  static void topk_mask(const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, bool prune_ties) {
+    const auto count = static_cast<int64_t>(tensors.size());
+    const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
+    check(cuda::topk_mask(tensors.data(), count, metric, k, prune_ties, work.get(), cudaStream_t{}));
+  }
+  static void gather_slabs(const SlabTensor& slabs, Address importance, Dtype dtype, bool original_order) {
+    const Scratch work = scratch(cuda::gather_scratch_bytes(slabs.instances));
+    check(cuda::gather_slabs(slabs, at<void>(importance), dtype, original_order, work.get(), cudaStream_t{}));
+  }
+};
+
+void bind_cuda(py::module_ m) {
+  m.def("update_scores", [](const std::vector<UpdateTensor>& tensors, const UpdateRule& rule) {
+    Cuda::call<cuda::update_scores>(tensors.data(), tensors.size(), rule);
+  });
+  m.def("update_block_scores", [](const std::vector<BlockTensor>& tensors, const UpdateRule& rule) {
+    Cuda::call<cuda::update_block_scores>(tensors.data(), tensors.size(), rule);
+  });
+  m.def("kth_value", Cuda::kth_value);
+  m.def("topk_mask", Cuda::topk_mask);
+  m.def("row_topk_mask", Cuda::call<cuda::row_topk_mask, SelectTensor, Metric, int64_t, int64_t>);
+  m.def("nm_mask", Cuda::call<cuda::nm_mask, SelectTensor, Metric, int64_t, int64_t>);
+  m.def("apply_masks", [](const std::vector<MaskTensor>& tensors) {
+    Cuda::call<cuda::apply_masks>(tensors.data(), tensors.size());
+  });
+  m.def("apply_block_masks", [](const std::vector<BlockMaskTensor>& tensors) {
+    Cuda::call<cuda::apply_block_masks>(tensors.data(), tensors.size());
+  });
+  m.def("expand_block_mask", Cuda::call<cuda::expand_block_mask, BlockMaskTensor>);
+  m.def("pack_mask", [](Address mask, Address packed, int64_t numel) {
+    Cuda::call<cuda::pack_mask>(at<bool>(mask), at<uint8_t>(packed), numel);
+  });
+  m.def("unpack_mask", [](Address packed, Address mask, int64_t numel) {
+    Cuda::call<cuda::unpack_mask>(at<uint8_t>(packed), at<bool>(mask), numel);
+  });
+  m.def("gather_slabs", Cuda::gather_slabs);
+}
+
+void bind_cpu(py::module_ m) {
+  using cpu::kernels;
+  m.attr("isa") = kernels().isa;
+  m.def("set_threads", [](int threads) { cpu_threads = threads; });
+  m.def("update_scores", [](const std::vector<UpdateTensor>& tensors, const UpdateRule& rule) {
+    kernels().update_scores(tensors.data(), tensors.size(), rule, pool());
+  });
+  m.def("update_block_scores", [](const std::vector<BlockTensor>& tensors, const UpdateRule& rule) {
+    kernels().update_block_scores(tensors.data(), tensors.size(), rule, pool());
+  });
+  m.def("kth_value", [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value, Dtype dtype) {
+    kernels().kth_value(tensors.data(), tensors.size(), metric, k, at<void>(value), dtype, pool());
+  });
+  m.def("topk_mask", [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, bool prune_ties) {
+    kernels().topk_mask(tensors.data(), tensors.size(), metric, k, prune_ties, pool());
+  });
+  m.def("row_topk_mask", [](const SelectTensor& tensor, Metric metric, int64_t row, int64_t k) {
+    kernels().row_topk_mask(tensor, metric, row, k, pool());
+  });
+  m.def("nm_mask", [](const SelectTensor& tensor, Metric metric, int64_t n, int64_t group) {
+    kernels().nm_mask(tensor, metric, n, group, pool());
+  });
+  m.def("apply_masks", [](const std::vector<MaskTensor>& tensors) {
+    kernels().apply_masks(tensors.data(), tensors.size(), pool());
+  });
+  m.def("apply_block_masks", [](const std::vector<BlockMaskTensor>& tensors) {
+    kernels().apply_block_masks(tensors.data(), tensors.size(), pool());
+  });
+  m.def("expand_block_mask", [](const BlockMaskTensor& tensor) { kernels().expand_block_mask(tensor, pool()); });
+  m.def("pack_mask", [](Address mask, Address packed, int64_t numel) {
+    kernels().pack_mask(at<bool>(mask), at<uint8_t>(packed), numel, pool());
+  });
+  m.def("unpack_mask", [](Address packed, Address mask, int64_t numel) {
+    kernels().unpack_mask(at<uint8_t>(packed), at<bool>(mask), numel, pool());
+  });
+  m.def("gather_slabs", [](const SlabTensor& slabs, Address importance, Dtype dtype, bool original_order) {
+    cpu::gather_slabs(slabs, at<void>(importance), dtype, original_order, pool());
+  });
+}
+
+// ---- the structures of csrc/math ------------------------------------------------------------------------------
+
+void bind_structures(py::module_ m) {
+  py::enum_<Dtype>(m, "Dtype")
+      .value("float32", Dtype::f32)
+      .value("bfloat16", Dtype::bf16)
+      .value("float16", Dtype::f16)
+      .value("float64", Dtype::f64);
+  py::enum_<Metric>(m, "Metric")
+      .value("stored", Metric::stored)
+      .value("magnitude", Metric::magnitude)
+      .value("gradient", Metric::gradient)
+      .value("snip", Metric::snip)
+      .value("taylor", Metric::taylor)
+      .value("fisher", Metric::fisher)
+      .value("wanda", Metric::wanda)
+      .value("product", Metric::product);
+  py::enum_<Reduce>(m, "Reduce")
+      .value("mean", Reduce::mean)
+      .value("sum", Reduce::sum)
+      .value("max", Reduce::max)
+      .value("mask_gradient", Reduce::abs_sum)
+      .value("mask_fisher", Reduce::square_sum);
+  py::class_<Strides>(m, "Strides").def(py::init([](int64_t row, int64_t inner, int64_t outer) {
+    return Strides{row, inner, outer};
+  }));
+  py::class_<Matrix>(m, "Matrix").def(py::init([](int64_t rows, int64_t cols, int64_t inner) {
+    return Matrix{rows, cols, inner};
+  }));
+  py::class_<Block>(m, "Block").def(py::init([](int64_t n, int64_t m) { return Block{n, m}; }));
+  py::class_<UpdateRule>(m, "UpdateRule")
+      .def(py::init([](Metric metric, Reduce reduce, double alpha, double beta, Address grad_scale, Address found_inf,
+                       bool skip_nonfinite) {
+        return UpdateRule{metric, reduce, alpha, beta, at<float>(grad_scale), at<float>(found_inf), skip_nonfinite};
+      }));
+  py::class_<UpdateTensor>(m, "UpdateTensor")
+      .def(py::init([](Address score, Address weight, Address grad, int64_t numel, Dtype score_dtype,
+                       Dtype weight_dtype, Dtype grad_dtype) {
+        return UpdateTensor{at<void>(score), at<void>(weight), at<void>(grad), numel, score_dtype, weight_dtype,
+                            grad_dtype};
+      }));
+  py::class_<BlockTensor>(m, "BlockTensor")
+      .def(py::init([](Address score, Address weight, Address grad, Matrix matrix, Strides weight_strides,
+                       Strides grad_strides, Block block, Dtype score_dtype, Dtype weight_dtype, Dtype grad_dtype) {
+        return BlockTensor{at<void>(score), at<void>(weight), at<void>(grad), matrix,       weight_strides,
+                           grad_strides,    block,            score_dtype,    weight_dtype, grad_dtype};
+      }));
+  py::class_<SelectTensor>(m, "SelectTensor")
+      .def(py::init([](Address weight, Address grad, Address norm, Address mask, int64_t numel, int64_t cols,
+                       Dtype weight_dtype, Dtype grad_dtype) {
+        return SelectTensor{at<void>(weight), at<void>(grad), at<float>(norm), at<bool>(mask), numel, cols,
+                            weight_dtype,     grad_dtype};
+      }));
+  py::class_<MaskTensor>(m, "MaskTensor")
+      .def(py::init([](Address data, Address mask, int64_t numel, int32_t element_size, bool packed) {
+        return MaskTensor{at<void>(data), at<uint8_t>(mask), numel, element_size, packed};
+      }));
+  py::class_<BlockMaskTensor>(m, "BlockMaskTensor")
+      .def(py::init([](Address data, Address mask, Matrix matrix, Strides strides, Block block, int32_t element_size) {
+        return BlockMaskTensor{at<void>(data), at<bool>(mask), matrix, strides, block, element_size};
+      }));
+  py::class_<SlabTensor>(m, "SlabTensor")
+      .def(py::init([](Address source, Address target, int64_t outer, int64_t slab_bytes, int64_t instances,
+                       int64_t kept) {
+        return SlabTensor{at<void>(source), at<void>(target), outer, slab_bytes, instances, kept};
+      }));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_emulation, m) {
+  py::register_exception<emulation::Refusal>(m, "Refusal", PyExc_RuntimeError);
+  m.def("set_seed", emulation::set_seed, py::arg("seed"));
+  m.def("set_grid", emulation::set_grid, py::arg("blocks"));
+  m.def("set_block_window", emulation::set_block_window, py::arg("first"), py::arg("count"));
+  py::class_<Memory>(m, "Memory")
+      .def(py::init<size_t, bool>(), py::arg("bytes"), py::arg("virtual") = false)
+      .def_property_readonly("address", &Memory::address)
+      .def("write", &Memory::write, py::arg("data"), py::arg("offset") = 0)
+      .def("read", &Memory::read, py::arg("bytes"), py::arg("offset") = 0);
+  bind_structures(m);
+  bind_cuda(m.def_submodule("cuda"));
+  bind_cpu(m.def_submodule("cpu"));
+}
