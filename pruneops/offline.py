@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .planning import Plan
 from .report import LayerMasks, LayerReport, PruneReport
-from .selection import apply_masks, select_masks
+from .selection import apply_masks, block_scores, select_masks
 from .staging import staged
 
 
@@ -36,7 +36,8 @@ class Pruning:
         on_tensor: called with the name of each tensor of the checkpoint when its turn comes.
 
     Attributes:
-        seconds: ``select``, ``apply`` and ``write``. The mapped files are read where they are first used.
+        seconds: ``score``, ``select``, ``apply`` and ``write``. A score that is computed on the fly counts as
+            selection; the mapped files are read where they are first used.
 
     Example:
         >>> plan = make_plan(Checkpoint("model.safetensors"), "2:4")  # doctest: +SKIP
@@ -49,7 +50,7 @@ class Pruning:
     def __init__(self, plan: Plan, limits: Limits, on_tensor: Callable[[str], None] = lambda name: None) -> None:
         self.plan = plan
         self.limits = limits
-        self.seconds = {"select": 0.0, "apply": 0.0, "write": 0.0}
+        self.seconds = {"score": 0.0, "select": 0.0, "apply": 0.0, "write": 0.0}
         self._on_tensor = on_tensor
         self._masks: dict[str, Tensor] = {}
         self._kept: dict[str, int] = {}
@@ -83,7 +84,7 @@ class Pruning:
             self._begin()
             self.plan.checkpoint.write(path, self._pruned)
         elapsed = time.perf_counter() - start
-        self.seconds["write"] = elapsed - self.seconds["select"] - self.seconds["apply"]
+        self.seconds["write"] = elapsed - sum(self.seconds.values())
 
     def report(self) -> PruneReport:
         """What was pruned, tensor by tensor; without the masks, which are not kept."""
@@ -103,26 +104,29 @@ class Pruning:
         )
 
     def _begin(self) -> None:
-        with self._timed("select"):
-            # Without a joint selection this checks the limits, before the first tensor is written.
-            self._masks = self._select(self.plan.names if self.plan.selects_jointly else [])
+        # Without a joint selection this checks the limits, before the first tensor is written.
+        self._masks = self._select(self.plan.names if self.plan.selects_jointly else [])
 
     def _select(self, names: list[str]) -> dict[str, Tensor]:
-        checkpoint, limits = self.plan.checkpoint, self.limits
-        return select_masks(
-            {name: checkpoint.oriented(name, checkpoint.tensor(name)) for name in names},
-            sparsity=limits.sparsity,
-            pattern=self.plan.pattern,
-            scope=self.plan.scope,
-            min_sparsity=limits.min_sparsity,
-            max_sparsity=limits.max_sparsity,
-        )
+        checkpoint, pattern, limits = self.plan.checkpoint, self.plan.pattern, self.limits
+        weights = {name: checkpoint.oriented(name, checkpoint.tensor(name)) for name in names}
+        with self._timed("score"):
+            scores = block_scores(weights, pattern) if pattern.block else None
+        with self._timed("select"):
+            return select_masks(
+                weights,
+                sparsity=limits.sparsity,
+                pattern=pattern,
+                scope=self.plan.scope,
+                scores=scores,
+                min_sparsity=limits.min_sparsity,
+                max_sparsity=limits.max_sparsity,
+            )
 
     def _take_mask(self, name: str) -> Tensor:
-        with self._timed("select"):
-            mask = self._masks.pop(name) if name in self._masks else self._select([name])[name]
-            per_unit = self.plan.checkpoint.tensors[name].numel // mask.numel()
-            self._kept[name] = int(mask.sum()) * per_unit
+        mask = self._masks.pop(name) if name in self._masks else self._select([name])[name]
+        per_unit = self.plan.checkpoint.tensors[name].numel // mask.numel()
+        self._kept[name] = int(mask.sum()) * per_unit
         return mask
 
     def _pruned(self, name: str) -> Tensor | None:
