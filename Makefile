@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 KERNELS := $(shell find csrc -type f)
+FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test clean
 
@@ -17,7 +18,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(KERNELS) && echo "clang-format: $(words $(KERNELS)) files already formatted"
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	@echo "clang-format: $(words $(FORMATTED)) files already formatted"
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
