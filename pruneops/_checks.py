@@ -87,6 +87,10 @@ class Checker:
         if value.dtype != dtype:
             self.fail(f"{name} must be {dtype}, got {value.dtype}", TypeError)
 
+    def written(self, name: str, value: Tensor) -> None:
+        if any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)):
+            self.fail(f"{name} is an expanded view; entries that share memory cannot be written")
+
     def same_device(self, named: Sequence[tuple[str, Tensor]]) -> None:
         for name, value in named[1:]:
             if value.device != named[0][1].device:

@@ -91,8 +91,10 @@ def update_scores_(
     check = Checker("update_scores_")
     score_list = check.tensors("scores", scores)
     weight_list, grad_list = check.reads(metric, SCORE_METRICS, weights, grads)
-    for name, values in (("weights", weight_list), ("grads", grad_list)):
-        _check_inputs(check, name, values, score_list)
+    inputs = (("weights", weight_list), ("grads", grad_list))
+    for (name, values), read in zip(inputs, SCORE_METRICS[metric], strict=True):
+        if read:
+            _check_inputs(check, name, values, score_list)
     _update(check, _OPS.update_scores_, score_list, weight_list, grad_list, (metric,), alpha, beta,
             grad_scale, found_inf, skip_nonfinite)  # fmt: skip
     return scores
@@ -144,9 +146,10 @@ def update_block_scores_(
     weight_list, grad_list = check.reads(metric, BLOCK_METRICS, weights, grads)
     check.choice("reduce", reduce, _REDUCES)
     size = check.block(block)
-    first_name, firsts = ("weights", weight_list) if weight_list else ("grads", grad_list)
+    reads_weight, reads_grad = BLOCK_METRICS[metric]
+    first_name, firsts = ("weights", weight_list) if reads_weight else ("grads", grad_list)
     check.same_length(first_name, firsts, "scores", score_list)
-    if weight_list and grad_list:
+    if reads_weight and reads_grad:
         _check_inputs(check, "grads", grad_list, weight_list, "weights")
     for i, (score, first) in enumerate(zip(score_list, firsts, strict=True)):
         check.floating(f"{first_name}[{i}]", first)
@@ -159,9 +162,7 @@ def update_block_scores_(
 def _check_inputs(
     check: Checker, name: str, values: list[Tensor], likes: list[Tensor], like_name: str = "scores"
 ) -> None:
-    """``values`` are floating tensors with the lengths and shapes of ``likes``, or absent."""
-    if not values:
-        return
+    """``values`` are as many floating tensors as ``likes``, of their shapes."""
     check.same_length(name, values, like_name, likes)
     for i, (value, like) in enumerate(zip(values, likes, strict=True)):
         check.floating(f"{name}[{i}]", value)
@@ -186,6 +187,7 @@ def _update(
     named = [(f"scores[{i}]", x) for i, x in enumerate(scores)]
     for name, score in named:
         check.floating(name, score)
+        check.written(name, score)
     for kind, values in (("weights", weights), ("grads", grads)):
         named += [(f"{kind}[{i}]", x) for i, x in enumerate(values)]
     for scalar_name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
@@ -241,7 +243,8 @@ class _Selection:
             check.fail("grads are read only with a metric")
         for i, score in enumerate(self.scores):
             check.floating(f"scores[{i}]", score)
-        _check_inputs(check, "grads", self.grads, self.scores)
+        if metric is not None and SELECT_METRICS[metric][1]:
+            _check_inputs(check, "grads", self.grads, self.scores)
         if metric == "wanda":
             self._read_norms(input_norm)
         elif input_norm is not None:
@@ -271,6 +274,7 @@ class _Selection:
         for i, (mask, score) in enumerate(zip(masks, self.scores, strict=True)):
             self.check.dtype(f"out[{i}]", mask, torch.bool)
             self.check.same_shape(f"out[{i}]", mask, f"scores[{i}]", score.shape)
+            self.check.written(f"out[{i}]", mask)
         self.check.same_device(self.named() + [(f"out[{i}]", x) for i, x in enumerate(masks)])
         return masks
 
@@ -502,6 +506,7 @@ def apply_masks_(tensors: TensorOrList, masks: Tensors, *, block: Sequence[int] 
     check.same_length("masks", mask_list, "tensors", tensor_list)
     size = None if block is None else check.block(block)
     for i, (tensor, mask) in enumerate(zip(tensor_list, mask_list, strict=True)):
+        check.written(f"tensors[{i}]", tensor)
         if size is None:
             check.mask_for(f"masks[{i}]", mask, f"tensors[{i}]", tensor)
         else:
