@@ -1,0 +1,96 @@
+"""Async: CUDA ops run on the current stream without host synchronisation, can be captured, and use bounded memory."""
+
+import pytest
+import torch
+from tensors import bits
+
+from pruneops import ops
+
+pytestmark = pytest.mark.cuda
+
+
+def inputs():
+    generator = torch.Generator("cuda").manual_seed(0)
+    return [torch.randn(512, 768, device="cuda", generator=generator) for _ in range(3)]
+
+
+def step(score, weight, grad, blocks, mask):
+    """Every op that writes or selects, without a value that the host needs."""
+    ops.update_scores_(score, weight, grad, metric="snip", alpha=0.9)
+    ops.update_block_scores_(blocks, weight, grad, block=(4, 4), metric="mask_fisher", alpha=0.9)
+    ops.topk_mask([score, grad], sparsity=0.5)
+    ops.topk_mask(score, sparsity=0.5, out=mask)
+    ops.apply_masks_(weight, mask)
+    ops.apply_masks_(weight, ops.pack_mask(ops.nm_mask(score, 2, 4)))
+    ops.apply_masks_(weight, ops.row_topk_mask(score, sparsity=0.2))
+    threshold = ops.kth_value(blocks, blocks.numel() // 2)
+    ops.apply_masks_(weight, blocks > threshold, block=(4, 4))
+    return ops.prune_by_importance(weight, ops.block_reduce(weight, (64, -1)).flatten(), 4, 64)
+
+
+def state():
+    score, weight, grad = inputs()
+    return (
+        score,
+        weight,
+        grad,
+        torch.zeros(128, 192, device="cuda"),
+        torch.zeros(512, 768, dtype=torch.bool, device="cuda"),
+    )
+
+
+def test_no_host_synchronisation():
+    arguments = state()
+    step(*arguments)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(*arguments)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_graph_replay_is_the_eager_call():
+    eager, captured = state(), state()
+    step(*captured)
+    for given, fresh in zip(captured, state(), strict=True):
+        given.copy_(fresh)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = step(*captured)
+    for _ in range(3):
+        graph.replay()
+        expected = step(*eager)
+    assert bits(kept) == bits(expected)
+    assert [bits(x) for x in captured] == [bits(x) for x in eager]
+
+
+def test_ops_wait_for_their_own_stream():
+    stream = torch.cuda.Stream()
+    score = torch.zeros(2**22, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10**8)
+        score.copy_(torch.arange(2**22, device="cuda"))
+        mask = ops.topk_mask(score, keep=5)
+    stream.synchronize()
+    assert mask[-5:].all()
+    assert int(mask.sum()) == 5
+
+
+def test_memory_of_a_selection_is_a_fraction_of_the_scores():
+    score = torch.randn(2**24, device="cuda")
+    mask = torch.empty(2**24, dtype=torch.bool, device="cuda")
+    ops.topk_mask(score, keep=2**23, out=mask)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    ops.topk_mask(score, keep=2**23, out=mask)
+    assert torch.cuda.max_memory_allocated() - before < score.nbytes / 8
+
+
+def test_no_memory_is_kept():
+    score, weight, grad, blocks, mask = state()
+    step(score, weight, grad, blocks, mask)
+    before = torch.cuda.memory_allocated()
+    for _ in range(5):
+        step(score, weight, grad, blocks, mask)
+    assert torch.cuda.memory_allocated() == before

@@ -1,0 +1,312 @@
+"""Errors: a bad argument is named with what came and what was expected, before anything is written."""
+
+import re
+
+import pytest
+import torch
+from tensors import storage_bits
+
+from pruneops import ops
+
+
+def f(*shape, dtype=torch.float32, device="cpu"):
+    """A tensor of halves."""
+    return torch.full(shape, 0.5, dtype=dtype, device=device)
+
+
+def b(*shape):
+    return torch.ones(shape, dtype=torch.bool)
+
+
+def on_meta(*shape):
+    return torch.empty(shape, device="meta")
+
+
+def sparse(*shape):
+    return torch.eye(*shape).to_sparse()
+
+
+def tensors_in(value):
+    if isinstance(value, torch.Tensor):
+        return [value] if value.layout == torch.strided and value.device.type != "meta" else []
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [x for item in value for x in tensors_in(item)] if isinstance(value, (list, tuple)) else []
+
+
+def refuse(op, args, how, error, message):
+    given = tensors_in([args, how])
+    before = [storage_bits(x) for x in given]
+    versions = [x._version for x in given]
+    with pytest.raises(error, match="^" + re.escape(f"{op}: {message}") + "$"):
+        getattr(ops, op)(*args, **how)
+    assert [storage_bits(x) for x in given] == before
+    assert [x._version for x in given] == versions
+
+
+SNIP = {"metric": "snip"}
+TWO = (f(2), f(3, 4))
+METRICS = "magnitude, gradient, snip, taylor, fisher"
+FLOATS = "must be float32, bfloat16, float16 or float64, got"
+
+UPDATE = [
+    ((TWO, TWO, [f(2), f(4, 3)]), SNIP, ValueError, "grads[1] has shape [4, 3], scores[1] has shape [3, 4]"),
+    ((TWO, [f(2), f(12)], TWO), SNIP, ValueError, "weights[1] has shape [12], scores[1] has shape [3, 4]"),
+    ((f(), f(1), f()), SNIP, ValueError, "weights[0] has shape [1], scores[0] has shape []"),
+    ((TWO, [f(2)], TWO), SNIP, ValueError, "weights has 1 tensors, scores has 2"),
+    ((TWO, TWO, [*TWO, f(1)]), SNIP, ValueError, "grads has 3 tensors, scores has 2"),
+    ((TWO, TWO, []), {"metric": "fisher"}, ValueError, "grads has 0 tensors, scores has 2"),
+    ((f(2), f(2), f(2)), {"metric": "l1"}, ValueError, f"metric must be one of {METRICS}, got 'l1'"),
+    ((f(2), f(2), f(2)), {"metric": "wanda"}, ValueError, f"metric must be one of {METRICS}, got 'wanda'"),
+    ((f(2), f(2), f(2)), {"metric": None}, ValueError, f"metric must be one of {METRICS}, got None"),
+    ((f(2), f(2), None), SNIP, ValueError, "metric 'snip' needs grads, got None"),
+    ((f(2), None, f(2)), {"metric": "taylor"}, ValueError, "metric 'taylor' needs weights, got None"),
+    ((f(2), None, None), {"metric": "magnitude"}, ValueError, "metric 'magnitude' needs weights, got None"),
+    ((f(2), 3, f(2)), SNIP, TypeError, "weights must be a tensor or a sequence of tensors, got int"),
+    (({f(2)}, f(2), f(2)), SNIP, TypeError, "scores must be a tensor or a sequence of tensors, got set"),
+    ((TWO, [f(2), None], TWO), SNIP, TypeError, "weights[1] must be a tensor, got NoneType"),
+    ((TWO, TWO, [f(2), [1.0]]), SNIP, TypeError, "grads[1] must be a tensor, got list"),
+    ((f(2, 2), sparse(2, 2), f(2, 2)), SNIP, TypeError, "weights must be a dense tensor, got layout torch.sparse_coo"),
+    ((f(2), f(2), f(2).int()), SNIP, TypeError, f"grads[0] {FLOATS} torch.int32"),
+    (([f(2), b(2)], [f(2), f(2)], [f(2), f(2)]), SNIP, TypeError, f"scores[1] {FLOATS} torch.bool"),
+    ((f(2), f(2).to(torch.complex64), f(2)), SNIP, TypeError, f"weights[0] {FLOATS} torch.complex64"),
+    ((f(2), f(2), f(2)), {**SNIP, "alpha": "0.9"}, TypeError, "alpha must be a number, got str"),
+    ((f(2), f(2), f(2)), {**SNIP, "beta": None}, TypeError, "beta must be a number, got NoneType"),
+    ((f(2), f(2), f(2)), {**SNIP, "alpha": f(1)}, TypeError, "alpha must be a number, got Tensor"),
+    ((f(2), f(2), f(2)), {**SNIP, "grad_scale": 2.0}, TypeError, "grad_scale must be a tensor, got float"),
+    ((f(2), f(2), f(2)), {**SNIP, "grad_scale": f(2)}, ValueError, "grad_scale must have one element, got shape [2]"),
+    ((f(2), f(2), f(2)), {**SNIP, "found_inf": f(0)}, ValueError, "found_inf must have one element, got shape [0]"),
+    ((f(2), f(2), f(2)), {**SNIP, "found_inf": b()}, TypeError, "found_inf must be torch.float32, got torch.bool"),
+    ((f(2), f(2), f(2)), {**SNIP, "grad_scale": f(dtype=torch.float64)}, TypeError,
+     "grad_scale must be torch.float32, got torch.float64"),
+    ((f(2), f(2), on_meta(2)), SNIP, ValueError, "grads[0] is on meta, scores[0] is on cpu"),
+    ((f(2), f(2), f(2)), {**SNIP, "found_inf": on_meta(1)}, ValueError, "found_inf is on meta, scores[0] is on cpu"),
+    ((TWO, [on_meta(2), f(3, 4)], TWO), SNIP, ValueError, "weights[0] is on meta, scores[0] is on cpu"),
+]  # fmt: skip
+
+BLOCK = {"metric": "snip", "block": (2, 2)}
+BLOCK_UPDATE = [
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": (3, 2)}, ValueError,
+     "weights[0] has shape [4, 4], which the block (3, 2) does not divide"),
+    ((f(2, 2), None, f(4, 4)), {"metric": "fisher", "block": (2, 3)}, ValueError,
+     "grads[0] has shape [4, 4], which the block (2, 3) does not divide"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": (8, 2)}, ValueError,
+     "weights[0] has shape [4, 4], which the block (8, 2) does not divide"),
+    ((f(4, 2), f(4, 4), f(4, 4)), BLOCK, ValueError, "scores[0] has shape [4, 2], expected [2, 2]"),
+    ((f(4), f(4, 4), f(4, 4)), BLOCK, ValueError, "scores[0] has shape [4], expected [2, 2]"),
+    ((f(2), f(4), f(4)), BLOCK, ValueError, "weights[0] has shape [4]; blocks need at least 2 dimensions"),
+    ((f(2, 2), f(4, 4), f(2, 8)), BLOCK, ValueError, "grads[0] has shape [2, 8], weights[0] has shape [4, 4]"),
+    (([f(2, 2)] * 2, [f(4, 4)], [f(4, 4)]), BLOCK, ValueError, "weights has 1 tensors, scores has 2"),
+    ((f(2, 2), f(4, 4), []), BLOCK, ValueError, "grads has 0 tensors, weights has 1"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "reduce": "min"}, ValueError,
+     "reduce must be one of mean, sum, max, got 'min'"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "metric": "wanda"}, ValueError,
+     f"metric must be one of {METRICS}, mask_gradient, mask_fisher, got 'wanda'"),
+    ((f(2, 2), f(4, 4), None), {**BLOCK, "metric": "mask_fisher"}, ValueError,
+     "metric 'mask_fisher' needs grads, got None"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": 2}, TypeError, "block must be two integers (N, M), got 2"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": (2, 2, 1)}, TypeError,
+     "block must be two integers (N, M), got (2, 2, 1)"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": (2, 2.0)}, TypeError, "block[1] must be an integer, got float"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": (True, 2)}, TypeError, "block[0] must be an integer, got bool"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": (0, 2)}, ValueError,
+     "block[0] must be positive, or -1 for the whole extent, got 0"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": (2, -2)}, ValueError, "block[1] must be at least -1, got -2"),
+    ((f(2, 2).int(), f(4, 4), f(4, 4)), BLOCK, TypeError, f"scores[0] {FLOATS} torch.int32"),
+    ((f(2, 2), f(4, 4).int(), f(4, 4)), BLOCK, TypeError, f"weights[0] {FLOATS} torch.int32"),
+    ((f(2, 2), f(4, 4), f(4, 4).int()), BLOCK, TypeError, f"grads[0] {FLOATS} torch.int32"),
+    ((f(2, 2), on_meta(4, 4), f(4, 4)), BLOCK, ValueError, "weights[0] is on meta, scores[0] is on cpu"),
+    ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "alpha": 1j}, TypeError, "alpha must be a number, got complex"),
+]  # fmt: skip
+
+REDUCE = [
+    ((f(4, 4), (3, 1)), {}, ValueError, "score has shape [4, 4], which the block (3, 1) does not divide"),
+    ((f(4), (2, 1)), {}, ValueError, "score has shape [4]; blocks need at least 2 dimensions"),
+    ((f(4, 4), (2, 2), "l2"), {}, ValueError, "reduce must be one of mean, sum, max, got 'l2'"),
+    ((f(4, 4), "22"), {}, TypeError, "block[0] must be an integer, got str"),
+    ((b(4, 4), (2, 2)), {}, TypeError, f"score {FLOATS} torch.bool"),
+    (([f(4, 4)], (2, 2)), {}, TypeError, "score must be a tensor, got list"),
+]
+
+#: Of all selections, given what a call needs otherwise.
+SELECT = [
+    (lambda s: (s,), {"metric": "l1"}, ValueError, f"metric must be one of {METRICS}, wanda, got 'l1'"),
+    (lambda s: (s,), {"metric": "snip"}, ValueError, "metric 'snip' needs grads, got None"),
+    (lambda s: (s,), {"grads": f(2, 4)}, ValueError, "grads are read only with a metric"),
+    (lambda s: (s,), {"input_norm": f(4)}, ValueError, "input_norm is read only with metric 'wanda'"),
+    (lambda s: (s,), {"metric": "wanda"}, ValueError, "metric 'wanda' needs input_norm, got None"),
+    (lambda s: (s,), {"metric": "wanda", "input_norm": f(2)}, ValueError, "input_norm[0] has shape [2], expected [4]"),
+    (lambda s: (s,), {"metric": "wanda", "input_norm": f(4).double()}, TypeError,
+     "input_norm[0] must be torch.float32, got torch.float64"),
+    (lambda s: (s,), {"metric": "snip", "grads": f(4, 2)}, ValueError,
+     "grads[0] has shape [4, 2], scores[0] has shape [2, 4]"),
+    (lambda s: (s,), {"metric": "snip", "grads": on_meta(2, 4)}, ValueError,
+     "grads[0] is on meta, scores[0] is on cpu"),
+    (lambda s: (s,), {"metric": "snip", "grads": b(2, 4)}, TypeError, f"grads[0] {FLOATS} torch.bool"),
+    (lambda s: (s.int(),), {}, TypeError, f"scores[0] {FLOATS} torch.int32"),
+]  # fmt: skip
+SELECTIONS = {
+    "topk_mask": ((), {"keep": 1}),
+    "row_topk_mask": ((), {"keep": 1}),
+    "nm_mask": ((2, 4), {}),
+    "kth_value": ((1,), {}),
+}
+
+#: Of the three that write masks.
+OUT = [
+    (f(2, 4), TypeError, "out[0] must be torch.bool, got torch.float32"),
+    (b(4, 2), ValueError, "out[0] has shape [4, 2], scores[0] has shape [2, 4]"),
+    (b(2, 4).to("meta"), ValueError, "out[0] is on meta, scores[0] is on cpu"),
+]
+
+KEEP = [
+    ({}, ValueError, "give exactly one of keep and sparsity"),
+    ({"keep": 1, "sparsity": 0.5}, ValueError, "give exactly one of keep and sparsity"),
+    ({"keep": -1}, ValueError, "keep must be between 0 and {n}, got -1"),
+    ({"keep": 100}, ValueError, "keep must be between 0 and {n}, got 100"),
+    ({"keep": 1.0}, TypeError, "keep must be an integer, got float"),
+    ({"keep": True}, TypeError, "keep must be an integer, got bool"),
+    ({"sparsity": -0.1}, ValueError, "sparsity must be between 0 and 1, got -0.1"),
+    ({"sparsity": 1.01}, ValueError, "sparsity must be between 0 and 1, got 1.01"),
+    ({"sparsity": float("nan")}, ValueError, "sparsity must be between 0 and 1, got nan"),
+    ({"sparsity": "half"}, TypeError, "sparsity must be a number, got str"),
+]
+
+TOPK = [
+    ((TWO,), {"keep": 1, "metric": "snip", "grads": []}, ValueError, "grads has 0 tensors, scores has 2"),
+    ((f(2, 4),), {"keep": 1, "ties": "all"}, ValueError, "ties must be one of exact, threshold, got 'all'"),
+    ((TWO,), {"keep": 1, "out": [b(2)]}, ValueError, "out has 1 tensors, scores has 2"),
+    ((TWO,), {"keep": 15}, ValueError, "keep must be between 0 and 14, got 15"),
+    ((TWO,), {"keep": 1, "metric": "snip", "grads": [f(2)]}, ValueError, "grads has 1 tensors, scores has 2"),
+    (
+        (TWO,),
+        {"keep": 1, "metric": "wanda", "input_norm": [f(2)]},
+        ValueError,
+        "input_norm has 1 tensors, scores has 2",
+    ),
+    (([f(2), on_meta(3)],), {"keep": 1}, ValueError, "scores[1] is on meta, scores[0] is on cpu"),
+    ((None,), {"keep": 1}, TypeError, "scores must be a tensor or a sequence of tensors, got NoneType"),
+]
+ROW = [(([f(2, 4)],), {"keep": 1}, TypeError, "score must be a tensor, got list"),
+       ((f(2, 4),), {"keep": 1, "out": [b(2, 4)]}, TypeError, "out must be a tensor, got list")]  # fmt: skip
+NM = [
+    ((f(2, 6), 2, 4), {}, ValueError, "the last dimension of score is 6, which m=4 does not divide"),
+    ((f(), 1, 2), {}, ValueError, "the last dimension of score is 1, which m=2 does not divide"),
+    ((f(2, 4), 5, 4), {}, ValueError, "n must be between 0 and 4, got 5"),
+    ((f(2, 4), -1, 4), {}, ValueError, "n must be between 0 and 4, got -1"),
+    ((f(2, 4), 0, 0), {}, ValueError, "m must be at least 1, got 0"),
+    ((f(2, 4), 2.0, 4), {}, TypeError, "n must be an integer, got float"),
+    (([f(2, 4)], 2, 4), {}, TypeError, "score must be a tensor, got list"),
+    ((f(2, 4), 2, 4), {"metric": "snip", "grads": [f(2, 4)]}, TypeError, "grads must be a tensor, got list"),
+]
+KTH = [
+    ((f(2, 4), 0), {}, ValueError, "k must be between 1 and 8, got 0"),
+    ((f(2, 4), 9), {}, ValueError, "k must be between 1 and 8, got 9"),
+    (([], 1), {}, ValueError, "k must be between 1 and 0, got 1"),
+    ((f(2, 4), 1.0), {}, TypeError, "k must be an integer, got float"),
+    (([f(2), on_meta(3)], 1), {}, ValueError, "scores[1] is on meta, scores[0] is on cpu"),
+]
+
+EXPAND = [
+    ((b(2, 2), (2, 2), (4, 6)), {}, ValueError, "mask has shape [2, 2], expected [2, 3]"),
+    ((b(2, 2), (3, 2), (4, 4)), {}, ValueError, "shape has shape [4, 4], which the block (3, 2) does not divide"),
+    ((b(2), (2, 2), (4,)), {}, ValueError, "shape has shape [4]; blocks need at least 2 dimensions"),
+    ((f(2, 2), (2, 2), (4, 4)), {}, TypeError, "mask must be torch.bool, got torch.float32"),
+    ((None, (2, 2), (4, 4)), {}, TypeError, "mask must be a tensor, got NoneType"),
+]
+APPLY = [
+    ((TWO, [b(2)]), {}, ValueError, "masks has 1 tensors, tensors has 2"),
+    ((TWO, [b(2), b(4, 3)]), {}, ValueError, "masks[1] has shape [4, 3], tensors[1] has shape [3, 4]"),
+    ((f(3, 4), b(12)), {}, ValueError, "masks[0] has shape [12], tensors[0] has shape [3, 4]"),
+    ((f(3, 4), f(3, 4)), {}, TypeError, "masks[0] must be torch.bool, got torch.float32"),
+    ((f(3, 3), torch.ones(3, dtype=torch.uint8)), {}, ValueError, "masks[0] has shape [3], expected [2]"),
+    ((f(3, 3), torch.ones(3, 3, dtype=torch.uint8)), {}, ValueError, "masks[0] has shape [3, 3], expected [2]"),
+    ((f(4, 4), b(2, 2)), {"block": (2, 1)}, ValueError, "masks[0] has shape [2, 2], expected [2, 4]"),
+    ((f(4, 4), b(2, 2)), {"block": (3, 2)}, ValueError,
+     "tensors[0] has shape [4, 4], which the block (3, 2) does not divide"),
+    ((f(4, 4), torch.ones(2, 2, dtype=torch.uint8)), {"block": (2, 2)}, TypeError,
+     "masks[0] must be torch.bool, got torch.uint8"),
+    ((f(2), on_meta(2).bool()), {}, ValueError, "masks[0] is on meta, tensors[0] is on cpu"),
+    ((f(2), None), {}, TypeError, "masks must be a tensor or a sequence of tensors, got NoneType"),
+]  # fmt: skip
+PACK = [((f(2),), {}, TypeError, "mask must be torch.bool, got torch.float32"),
+        (([True],), {}, TypeError, "mask must be a tensor, got list")]  # fmt: skip
+UNPACK = [
+    ((torch.ones(2, dtype=torch.uint8), (8,)), {}, ValueError, "packed has shape [2], expected [1]"),
+    ((torch.ones(1, 1, dtype=torch.uint8), (8,)), {}, ValueError, "packed has shape [1, 1], expected [1]"),
+    ((b(1), (8,)), {}, TypeError, "packed must be torch.uint8, got torch.bool"),
+    ((torch.ones(1, dtype=torch.uint8), (-1, 8)), {}, ValueError, "shape[0] must be at least 0, got -1"),
+    ((torch.ones(1, dtype=torch.uint8), (8.0,)), {}, TypeError, "shape[0] must be an integer, got float"),
+]
+SLABS = [
+    ((f(8), f(3), 1, 2), {}, ValueError, "tensor has 8 entries along dim 0, expected 3 instances * stride 2 = 6"),
+    ((f(8, 6), f(4), 1, 2), {"dim": -1}, ValueError,
+     "tensor has 6 entries along dim -1, expected 4 instances * stride 2 = 8"),
+    ((f(8), f(4), 5, 2), {}, ValueError, "num_instances must be between 0 and 4, got 5"),
+    ((f(8), f(4), -1, 2), {}, ValueError, "num_instances must be between 0 and 4, got -1"),
+    ((f(8), f(4), 1, 0), {}, ValueError, "stride must be at least 1, got 0"),
+    ((f(8), f(4), 1.5, 2), {}, TypeError, "num_instances must be an integer, got float"),
+    ((f(8), f(4), 1, 2), {"dim": 1}, ValueError, "dim must be between -1 and 0, got 1"),
+    ((f(8), f(4), 1, 2), {"order": "random"}, ValueError, "order must be one of importance, original, got 'random'"),
+    ((f(8), f(2, 2), 1, 2), {}, ValueError, "importance must have 1 dimension, got shape [2, 2]"),
+    ((f(), f(1), 1, 1), {}, ValueError, "tensor must have at least 1 dimension, got a 0-d tensor"),
+    ((f(8), torch.ones(4, dtype=torch.int64), 1, 2), {}, TypeError, f"importance {FLOATS} torch.int64"),
+    ((f(8), [1.0] * 4, 1, 2), {}, TypeError, "importance must be a tensor, got list"),
+    ((f(8), on_meta(4), 1, 2), {}, ValueError, "importance is on meta, tensor is on cpu"),
+]  # fmt: skip
+
+CASES = [
+    *(("update_scores_", *case) for case in UPDATE),
+    *(("update_block_scores_", *case) for case in BLOCK_UPDATE),
+    *(("block_reduce", *case) for case in REDUCE),
+    *(
+        (op, make(f(2, 4)) + args, {**more, **how}, error, message)
+        for op, (args, more) in SELECTIONS.items()
+        for make, how, error, message in SELECT
+    ),
+    *(
+        (op, (f(2, 4), *SELECTIONS[op][0]), {**SELECTIONS[op][1], "out": out}, error, message)
+        for op in ("topk_mask", "row_topk_mask", "nm_mask")
+        for out, error, message in OUT
+    ),
+    *(
+        (op, (f(2, 4),), how, error, message.format(n=n))
+        for op, n in (("topk_mask", 8), ("row_topk_mask", 4))
+        for how, error, message in KEEP
+    ),
+    *(("topk_mask", *case) for case in TOPK),
+    *(("row_topk_mask", *case) for case in ROW),
+    *(("nm_mask", *case) for case in NM),
+    *(("kth_value", *case) for case in KTH),
+    *(("expand_block_mask", *case) for case in EXPAND),
+    *(("apply_masks_", *case) for case in APPLY),
+    *(("pack_mask", *case) for case in PACK),
+    *(("unpack_mask", *case) for case in UNPACK),
+    *(("prune_by_importance", *case) for case in SLABS),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "args", "how", "error", "message"), CASES, ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_refused(op, args, how, error, message):
+    refuse(op, args, how, error, message)
+
+
+SHARED = "is an expanded view; entries that share memory cannot be written"
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("op", "name", "call"), [
+    ("update_scores_", "scores", lambda x: ops.update_scores_(x, [f(1, 4)] * 2, None, metric="magnitude")),
+    ("apply_masks_", "tensors", lambda x: ops.apply_masks_(x, [~b(1, 4)] * 2)),
+    ("update_block_scores_", "scores",
+     lambda x: ops.update_block_scores_(x, [f(2, 8)] * 2, None, block=(2, 2), metric="magnitude")),
+    ("topk_mask", "out", lambda x: ops.topk_mask([f(1, 4)] * 2, keep=3, out=x)),
+])  # fmt: skip
+def test_an_output_that_shares_memory_with_itself_is_refused(op, name, call, last):
+    dtype = torch.bool if name == "out" else torch.float32
+    given = [torch.ones(1, 4, dtype=dtype), torch.ones(1, 1, dtype=dtype).expand(1, 4)][:: 1 if last else -1]
+    with pytest.raises(ValueError, match=re.escape(f"{op}: {name}[{int(last)}] {SHARED}")):
+        call(given)
+    assert all((x == 1).all() for x in given)
