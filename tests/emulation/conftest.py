@@ -2,18 +2,28 @@
 
 import importlib
 import os
+import random
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
+from driver import Backend
 
 ROOT = Path(__file__).parents[2]
 #: Sanitizers to build with, such as "address,undefined". They check instead of the emulation, and Python must run
 #: with their library preloaded.
 SANITIZE = os.environ.get("PRUNEOPS_SANITIZE", "")
 BUILD = ROOT / "build" / ("emulation-" + SANITIZE.replace(",", "-") if SANITIZE else "emulation")
+
+#: Every test starts from a seed of its own, which follows from this one and the test's name.
+SEED = int(os.environ.get("PRUNEOPS_EMULATION_SEED") or random.SystemRandom().getrandbits(32))
+
+
+def pytest_report_header():
+    return f"emulation: PRUNEOPS_EMULATION_SEED={SEED}"
 
 
 def _run(*command):
@@ -44,3 +54,30 @@ def emulation_build():
 @pytest.fixture(scope="session")
 def selftest(emulation_build):
     return importlib.import_module("_emulation_selftest")
+
+
+#: The emulated kernels as they are launched, and with grids that make blocks loop or leave some without work; the
+#: CPU kernels on one and on three threads.
+BACKENDS = {"cuda": ("cuda", 0), "cuda-2-blocks": ("cuda", 2), "cuda-7-blocks": ("cuda", 7), "cpu": ("cpu", 1),
+            "cpu-3-threads": ("cpu", 3)}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def emulation(emulation_build):
+    return importlib.import_module("_emulation")
+
+
+# Session scope: hypothesis runs many examples within one test, which all share the backend.
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(emulation, request):
+    name, number = BACKENDS[request.param]
+    emulation.set_grid(number if name == "cuda" else 0)
+    emulation.cpu.set_threads(number if name == "cpu" else 1)
+    yield Backend(emulation, name)
+    emulation.set_grid(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded(request):
+    if "backend" in request.fixturenames:
+        request.getfixturevalue("emulation").set_seed(SEED ^ zlib.crc32(request.node.nodeid.encode()))

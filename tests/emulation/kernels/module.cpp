@@ -6,6 +6,8 @@
 
 #include <sys/mman.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <thread>
 
@@ -26,22 +28,34 @@ T* at(Address address) { return reinterpret_cast<T*>(address); }
 
 // ---- memory ---------------------------------------------------------------------------------------------------
 
-// An allocation. Its bytes are undefined until written, except those of a virtual range, which are 0 and take up
-// memory only where they are touched.
+enum class Kind {
+  device,   // undefined until written, and known to the emulation
+  sparse,   // all 0, taking up memory only where it is touched: for ranges past 2^32
+  host      // for the CPU kernels; starts as NaNs
+};
+
 class Memory {
  public:
-  Memory(size_t bytes, bool is_virtual) : bytes_(bytes), virtual_(is_virtual) {
-    if (!virtual_) {
-      begin_ = emulation::allocate(bytes);
-      return;
+  Memory(size_t bytes, Kind kind) : bytes_(bytes), kind_(kind) {
+    switch (kind) {
+      case Kind::device: begin_ = emulation::allocate(bytes); break;
+      case Kind::sparse:
+        begin_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (begin_ == MAP_FAILED) throw std::bad_alloc();
+        emulation::adopt(begin_, bytes);
+        break;
+      case Kind::host:
+        if (posix_memalign(&begin_, 256, bytes > 0 ? bytes : 1) != 0) throw std::bad_alloc();
+        std::memset(begin_, 0xff, bytes);
     }
-    begin_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (begin_ == MAP_FAILED) throw std::bad_alloc();
-    emulation::adopt(begin_, bytes);
   }
   ~Memory() {
-    emulation::release(begin_);
-    if (virtual_) munmap(begin_, bytes_);
+    if (kind_ == Kind::host) {
+      std::free(begin_);
+    } else {
+      emulation::release(begin_);
+    }
+    if (kind_ == Kind::sparse) munmap(begin_, bytes_);
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
@@ -56,8 +70,8 @@ class Memory {
 
  private:
   size_t bytes_;
-  bool virtual_;
-  void* begin_;
+  Kind kind_;
+  void* begin_ = nullptr;
 };
 
 // ---- the two backends -----------------------------------------------------------------------------------------
@@ -246,8 +260,9 @@ PYBIND11_MODULE(_emulation, m) {
   m.def("set_seed", emulation::set_seed, py::arg("seed"));
   m.def("set_grid", emulation::set_grid, py::arg("blocks"));
   m.def("set_block_window", emulation::set_block_window, py::arg("first"), py::arg("count"));
+  py::enum_<Kind>(m, "Kind").value("device", Kind::device).value("sparse", Kind::sparse).value("host", Kind::host);
   py::class_<Memory>(m, "Memory")
-      .def(py::init<size_t, bool>(), py::arg("bytes"), py::arg("virtual") = false)
+      .def(py::init<size_t, Kind>(), py::arg("bytes"), py::arg("kind"))
       .def_property_readonly("address", &Memory::address)
       .def("write", &Memory::write, py::arg("data"), py::arg("offset") = 0)
       .def("read", &Memory::read, py::arg("bytes"), py::arg("offset") = 0);

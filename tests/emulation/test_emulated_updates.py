@@ -1,0 +1,192 @@
+"""Score updates of the device code on the emulated grid, and of the CPU kernels, against NumPy."""
+
+import numpy as np
+import oracle
+import pytest
+from driver import LAYOUTS, READS_GRAD, READS_WEIGHT, Laid, as_matrix
+from hostile import DTYPES, TAME, VALUES, values
+from hypothesis import given
+from hypothesis import strategies as st
+from tensors import assert_same
+
+METRICS = ("magnitude", "gradient", "snip", "taylor", "fisher")
+SIZES = (0, 1, 7, 8, 9, 255, 256, 257, 2047, 2049, 8191, 8192, 8193, 24_577)
+
+
+def check_update(backend, entries, *, metric="snip", alpha=0.9, offset=0, **how):
+    """``entries`` are (score, weight, grad, dtypes); where alpha is 0 the scores are left undefined."""
+    device, expected = [], []
+    for score, weight, grad, dtypes in entries:
+        place = backend.array(score, dtypes[0], offset) if alpha else backend.undefined(score.shape, dtypes[0], offset)
+        w = backend.array(weight, dtypes[1], offset) if metric in READS_WEIGHT else None
+        g = backend.array(grad, dtypes[2], offset) if metric in READS_GRAD else None
+        device.append((place, w, g))
+        inputs = (weight if w else None, grad if g else None)
+        expected.append(oracle.update_scores(score, *inputs, metric=metric, dtype=dtypes[0], alpha=alpha, **how))
+    scores, weights, grads = zip(*device, strict=True) if device else ((), (), ())
+    backend.update_scores(scores, weights, grads, metric=metric, alpha=alpha, **how)
+    for score, value in zip(scores, expected, strict=True):
+        assert_same(score.read(), value)
+
+
+def entry(shape, name="normal", dtypes=("float32",) * 3, seed=0):
+    return *(values(name, shape, d, seed + i) for i, d in enumerate(dtypes)), dtypes
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_sizes(backend, n):
+    check_update(backend, [entry((n,))])
+    check_update(backend, [entry((n,), dtypes=("float16",) * 3)], metric="fisher", alpha=0.0)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values(backend, metric, dtype):
+    for name in VALUES:
+        for alpha in (0.0, 0.9):
+            check_update(backend, [entry((300,), name, (dtype,) * 3)], metric=metric, alpha=alpha, beta=0.7)
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "bfloat16", "bfloat16"), ("bfloat16", "float32", "float16"),
+                                    ("float64", "float32", "float16"), ("float16", "float64", "float32")])  # fmt: skip
+def test_mixed_dtypes(backend, dtypes):
+    check_update(backend, [entry((1000,), "everything", dtypes)])
+
+
+@pytest.mark.parametrize("offset", [2, 4, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_misaligned(backend, dtype, offset):
+    if dtype != "float32" or offset >= 4:
+        check_update(backend, [entry((n,), dtypes=(dtype,) * 3) for n in (5, 100, 9000)], offset=offset)
+
+
+def test_more_tensors_than_a_table_holds(backend):
+    shapes = [(0,), *((i % 40,) for i in range(1300)), (20_000,), (0,)]
+    dtypes = [(DTYPES[i % 4],) * 3 for i in range(len(shapes))]
+    entries = [entry(shape, dtypes=d, seed=i) for i, (shape, d) in enumerate(zip(shapes, dtypes, strict=True))]
+    check_update(backend, entries)
+
+
+def test_no_tensors(backend):
+    check_update(backend, [])
+
+
+def test_skip_nonfinite(backend):
+    check_update(backend, [entry((500,), "everything")], skip_nonfinite=True)
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0, np.nan])
+def test_found_inf(backend, found):
+    check_update(backend, [entry((500,))], found_inf=found)
+
+
+def test_grad_scale(backend):
+    check_update(backend, [entry((500,), "wide_range"), entry((500,), dtypes=("float64",) * 3)], grad_scale=3.0)
+
+
+@given(data=st.data(), sizes=st.lists(st.integers(0, 600), max_size=6), metric=st.sampled_from(METRICS))
+def test_any_lists(backend, data, sizes, metric):
+    backend.module.set_seed(data.draw(st.integers(0, 2**32)))
+    half = st.sampled_from(DTYPES)
+    name = data.draw(st.sampled_from(sorted(VALUES)))
+    entries = [entry((n,), name, tuple(data.draw(half) for _ in range(3)), i) for i, n in enumerate(sizes)]
+    check_update(backend, entries, metric=metric, alpha=data.draw(st.sampled_from([0.0, 0.9])))
+
+
+# --- blocks -----------------------------------------------------------------------------------------
+
+BLOCK_METRICS = (*METRICS, "mask_gradient", "mask_fisher")
+
+
+def expected_blocks(weight, grad, metric, block, reduce):
+    """v of every block in float64, and how far a sum in any order may be from it."""
+    kind = oracle.compute_type(weight, grad)
+    is_mask = metric.startswith("mask_")
+    v = oracle.entry_values("mask" if is_mask else metric, weight, grad, kind=kind)
+    total, absolute = oracle.reduce_blocks(v, block, "sum" if is_mask else reduce)
+    size = v.size // max(total.size, 1)
+    error = (size + 1) * np.finfo(kind).eps * absolute * (reduce != "max" or is_mask)
+    if metric == "mask_gradient":
+        return np.abs(total), error
+    if metric == "mask_fisher":
+        return total**2, (2 * np.abs(total) + error) * error + np.finfo(kind).eps * total**2
+    return total, error
+
+
+def check_blocks(
+    backend, shape, block, *, metric="snip", reduce="mean", name="normal", dtypes=("float32",) * 3, layout="contiguous",
+    alpha=0.0,
+):  # fmt: skip
+    weight, grad = (values(name, shape, d, i) for i, d in enumerate(dtypes[1:]))
+    grid = oracle.block_ids(shape, block)[1]
+    score = values("normal", grid, dtypes[0], 5)
+    v, error = expected_blocks(weight, grad, metric, block, reduce)
+    place = backend.array(score, dtypes[0]) if alpha else backend.undefined(grid, dtypes[0])
+    w = Laid(backend, weight, dtypes[1], layout) if metric in READS_WEIGHT else None
+    g = Laid(backend, grad, dtypes[2], layout) if metric in READS_GRAD else None
+    backend.update_block_scores([place], [w], [g], block=block, metric=metric, reduce=reduce, alpha=alpha)
+    kind = oracle.compute_type(score, weight, grad)
+    old = float(kind(alpha)) * score if alpha else np.zeros(grid)
+    # The product and the sum of the update round too, and so does the score's dtype.
+    error = error + 2 * np.finfo(kind).eps * (np.abs(old) + np.abs(v) + error)
+    error = error + {"bfloat16": 2.0**-8, "float16": 2.0**-11}.get(dtypes[0], 0) * (np.abs(old + v) + error)
+    assert (np.abs(place.read() - (old + v)) <= error + 1e-38).all()
+
+
+GEOMETRIES = [((4, 1), (4, 1)), ((64, 40), (4, 1)), ((24, 64), (1, 8)), ((64, 64), (32, 32)), ((6, 700), (2, 350)),
+              ((40, 300), (40, 1)), ((5, 520), (1, 520)), ((48, 48), (3, 3)), ((300, 7), (300, 7)), ((17, 256), (1, 1)),
+              ((8, 16, 3, 3), (4, 8)), ((6, 10, 2, 3), (3, 4)), ((0, 8), (4, 4)), ((600, 9), (100, 9))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "block"), GEOMETRIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks(backend, shape, block, layout):
+    check_blocks(backend, shape, block, layout=layout)
+    check_blocks(backend, shape, block, layout=layout, metric="mask_fisher", alpha=0.5, dtypes=("float32", *["bfloat16"] * 2))
+
+
+@pytest.mark.parametrize("metric", BLOCK_METRICS)
+@pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
+def test_block_metrics(backend, metric, reduce):
+    for name in TAME:
+        check_blocks(backend, (12, 40), (4, 5), metric=metric, reduce=reduce, name=name)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16",) * 3, ("float16", "float32", "float16"), ("float64",) * 3])
+def test_block_dtypes(backend, dtypes):
+    check_blocks(backend, (32, 64), (4, 16), dtypes=dtypes, alpha=0.9)
+
+
+def test_a_nan_wins_the_maximum(backend):
+    weight = np.where(np.arange(64).reshape(8, 8) == 27, np.nan, 1.0).astype(np.float32)
+    place = backend.undefined((2, 2))
+    backend.update_block_scores([place], [Laid(backend, weight)], [None], block=(4, 4), metric="magnitude", reduce="max")
+    assert_same(place.read(), np.float32([[np.nan, 1], [1, 1]]))
+
+
+def test_block_sums_have_the_same_bits_whatever_the_order(backend):
+    weight, grad = (values("normal", (64, 96), seed=i) for i in range(2))
+    results = set()
+    for seed in range(5):
+        backend.module.set_seed(seed)
+        place = backend.undefined((2, 3))
+        laid = [Laid(backend, x) for x in (weight, grad)]
+        backend.update_block_scores([place], *([x] for x in laid), block=(32, 32), metric="mask_gradient")
+        results.add(place.read().tobytes())
+    assert len(results) == 1
+
+
+@given(data=st.data())
+def test_any_grid(backend, data):
+    backend.module.set_seed(data.draw(st.integers(0, 2**32)))
+    small = st.integers(1, 9)
+    n, m, rows, cols = (data.draw(small) for _ in range(4))
+    kernel = data.draw(st.lists(st.integers(1, 3), max_size=2))
+    metric, reduce = data.draw(st.sampled_from(BLOCK_METRICS)), data.draw(st.sampled_from(["mean", "sum", "max"]))
+    layout = data.draw(st.sampled_from(sorted(LAYOUTS)))
+    check_blocks(backend, (n * rows, m * cols, *kernel), (n, m), metric=metric, reduce=reduce, layout=layout)
+
+
+def test_matrix_view_of_a_conv_weight():
+    x = np.arange(2 * 3 * 4).reshape(2, 3, 2, 2)
+    assert as_matrix(x)[1, 5] == x[1, 5 % 3, 0, 1]
