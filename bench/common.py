@@ -1,0 +1,205 @@
+"""What a benchmark is, and how time, bandwidth and memory are measured.
+
+A file ``bench_<op>.py`` has a function ``cases(config)`` that yields :class:`Case`, and one test::
+
+    def test_speed(timed, case, contender):
+        timed(case, contender)
+
+A case names its contenders, pruneops first; each is called with what ``data()`` returned, and all of them share it.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .memory import available, peak_extra
+
+#: Each contender runs for about so long, within the bounds on its rounds; one that is four times slower runs once.
+PATIENCE_S = 0.5
+ROUNDS = (3, 25)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Where the benchmarks run, and how large they are."""
+
+    device: str = "cpu"
+    size: str = "default"
+
+    @property
+    def n(self) -> int:
+        """Entries of the large cases: far beyond the last-level cache."""
+        if self.device == "cuda" and self.size != "smoke":
+            return 2**30
+        return {"smoke": 2**16, "default": 2**26, "full": 2**28}[self.size]
+
+    @property
+    def smoke(self) -> bool:
+        return self.size == "smoke"
+
+    @property
+    def gpu(self) -> bool:
+        """Whether the shapes that only a GPU can time in reasonable time are wanted."""
+        return self.device == "cuda" and not self.smoke
+
+    def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, device=self.device).to(dtype)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operator on one input, beside its peers."""
+
+    op: str
+    name: str
+    #: Entries that the figures count: weights of an update, scores of a selection.
+    entries: int
+    #: Bytes per entry at the floor: each input byte read once, each output byte written once.
+    floor: float
+    data: Callable[[], Any]
+    contenders: Mapping[str, Callable[[Any], object]]
+    #: Shown in the short table and in the picture.
+    headline: bool = False
+    #: Case of the same operator whose time per entry this one is held against.
+    relative_to: str | None = None
+    #: Bytes that data and peers need at their peak, where that may be more than a machine has.
+    needs: int = 0
+
+    def fits(self, device: str) -> bool:
+        return self.needs <= available(device)
+
+
+def warmed(contender: Callable[[Any], object]) -> Callable[[Any], object]:
+    """Mark a contender whose first call on new data prepares something that users pay once, such as compilation."""
+    contender.warmed = True  # type: ignore[attr-defined]
+    return contender
+
+
+def element_size(*dtypes: torch.dtype) -> int:
+    return sum(dtype.itemsize for dtype in dtypes)
+
+
+def seconds_of(fn: Callable[[], object], device: str) -> float:
+    """Seconds of one call; on CUDA between two events on the stream, without the launch of the first kernel."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        fn()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    began = time.perf_counter()
+    fn()
+    return time.perf_counter() - began
+
+
+def probe(fn: Callable[[], object], device: str) -> tuple[float, int]:
+    """Seconds and peak extra bytes of the first call."""
+    taken: list[float] = []
+    peak = peak_extra(lambda: taken.append(seconds_of(fn, device)), device)
+    return taken[0], peak
+
+
+def is_slow(seconds: float) -> bool:
+    return seconds > 4 * PATIENCE_S
+
+
+def rounds_for(seconds: float) -> tuple[int, int]:
+    """Rounds, and calls within a round, for a contender whose warm call takes so long."""
+    calls = max(1, round(2e-4 / max(seconds, 1e-7)))
+    fewest, most = ROUNDS
+    return min(most, max(fewest, int(PATIENCE_S / (seconds * calls)))), calls
+
+
+def repeat(fn: Callable[[], object], device: str) -> list[float]:
+    """Seconds per call, warm, over several rounds."""
+    rounds, calls = rounds_for(seconds_of(fn, device))
+
+    def several() -> None:
+        for _ in range(calls):
+            fn()
+
+    return [seconds_of(several, device) / calls for _ in range(rounds)]
+
+
+class CopyBandwidth:
+    """Bytes read and written per second by ``dst.copy_(src)``, best of several, beyond the caches."""
+
+    def __init__(self, config: Config) -> None:
+        self.device = config.device
+        n = 2**20 if config.smoke else 2**28 if config.device == "cuda" else 2**26
+        self.source = torch.ones(n, device=self.device)
+        self.target = torch.zeros_like(self.source)
+        self.best = 0.0
+
+    def measure(self) -> float:
+        """Measure once more; the best so far. Called beside each case, since a machine's speed drifts."""
+        times = [seconds_of(lambda: self.target.copy_(self.source), self.device) for _ in range(5)]
+        self.best = max(self.best, 2 * self.source.nbytes / min(times))
+        return self.best
+
+
+class Bench:
+    """One run: the current case's data, built once for all its contenders, and the copy bandwidth."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.copy = CopyBandwidth(config)
+        self._case: Case | None = None
+        self._data: Any = None
+
+    def call(self, case: Case, contender: str) -> Callable[[], object]:
+        """The contender as a call without arguments."""
+        if self._case is not case:
+            self._data = None
+            gc.collect()
+            if self.config.device == "cuda":
+                torch.cuda.empty_cache()
+            self._case = case
+            torch.manual_seed(0)
+            self._data = case.data()
+            self.copy.measure()
+        data, function = self._data, case.contenders[contender]
+        if getattr(function, "warmed", False):
+            function(data)
+        return lambda: function(data)
+
+    def facts(self, case: Case, contender: str, peak: int) -> dict[str, object]:
+        """What a record says beside its times."""
+        return {
+            "op": case.op,
+            "case": case.name,
+            "contender": contender,
+            "entries": case.entries,
+            "floor_bytes": case.floor * case.entries,
+            "headline": case.headline,
+            "relative_to": case.relative_to,
+            "peak_extra_bytes": peak,
+            "copy_bandwidth": self.copy.best,
+            "device": self.config.device,
+            "size": self.config.size,
+        }
+
+    def run(self, case: Case, contender: str) -> dict[str, object]:
+        """A record of one contender, in the form of pytest-benchmark."""
+        record: dict[str, object] = {"name": f"{case.op}-{case.name}-{contender}", "group": case.op}
+        device = self.config.device
+        try:
+            call = self.call(case, contender)
+            seconds, peak = probe(call, device)
+            times = [seconds]
+            if not is_slow(seconds):
+                times, peak = repeat(call, device), peak_extra(call, device)
+        except (RuntimeError, MemoryError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            return {**record, "stats": None, "extra_info": {**self.facts(case, contender, 0), "error": reason}}
+        stats = {"min": min(times), "max": max(times), "median": median(times), "rounds": len(times)}
+        return {**record, "stats": stats, "extra_info": self.facts(case, contender, peak)}
