@@ -1,0 +1,201 @@
+"""Every operator under torch.library.opcheck, torch.compile(fullgraph=True) and autograd."""
+
+import pytest
+import torch
+from hostile import values
+from tensors import bits, tensor
+
+from pruneops import ops
+
+OPS = torch.ops.pruneops
+
+
+def inputs(device, shape=(8, 16)):
+    return [tensor(values("few_distinct" if i > 1 else "normal", shape, seed=i), device=device) for i in range(3)]
+
+
+def direct_calls(device):
+    """Arguments of each operator as the functional API passes them."""
+    score, weight, grad = inputs(device)
+    blocks, mask = torch.zeros(4, 4, device=device), torch.zeros(8, 16, dtype=torch.bool, device=device)
+    one, norm = torch.ones((), device=device), torch.ones(16, device=device)
+    other = torch.ones(3, device=device)
+    other_mask = torch.zeros(3, dtype=torch.bool, device=device)
+    return {
+        "update_scores_": ([score, other], [weight, other * 2], [grad, other], "snip", 0.9, 1.0, one, one * 0, True),
+        "update_scores_ one input": ([score], [], [grad], "fisher", 0.0, 1.0, None, None, False),
+        "update_block_scores_": ([blocks], [weight], [grad], [2, 4], "mask_fisher", "mean", 0.9, 1.0, None, one, False),
+        "block_reduce": (score, [2, 4], "mean"),
+        "kth_value": ([score, other], 5, None, [], []),
+        "kth_value metric": ([weight], 5, "wanda", [], [norm]),
+        "topk_mask": ([score, other], [mask, other_mask], 50, "exact", None, [], []),
+        "topk_mask metric": ([weight], [mask], 50, "threshold", "snip", [grad], []),
+        "row_topk_mask": (score, mask, 7, None, None, None),
+        "row_topk_mask metric": (weight, mask, 7, "wanda", None, norm),
+        "nm_mask": (score, mask, 2, 4, None, None, None),
+        "nm_mask metric": (weight, mask, 2, 4, "snip", grad, None),
+        "expand_block_mask": (blocks > 0, [2, 4], [8, 16]),
+        "pack_mask": (score > 0,),
+        "unpack_mask": (ops.pack_mask(score > 0), [8, 16]),
+        "apply_masks_": ([weight, other], [grad > 0, other_mask], None),
+        "apply_masks_ packed": ([weight], [ops.pack_mask(grad > 0)], None),
+        "apply_masks_ block": ([weight], [blocks > 0], [2, 4]),
+        "prune_by_importance": (weight, grad[:4, 0].contiguous(), 2, 2, 0, "importance"),
+    }
+
+
+@pytest.mark.parametrize("name", direct_calls("cpu"))
+def test_opcheck(device, name):
+    torch.library.opcheck(getattr(OPS, name.split()[0]).default, direct_calls(device)[name])
+
+
+def test_every_operator_is_checked():
+    operators = set(ops.__all__)
+    assert {name.split()[0] for name in direct_calls("cpu")} == operators
+    assert {name.split()[0] for name in FUNCTIONS} == operators
+
+
+def update_scores(score, weight, grad):
+    return ops.update_scores_([score, torch.ones_like(grad)], [weight, grad], [grad, weight], metric="snip", alpha=0.9)
+
+
+def update_with_scalars(score, weight, grad):
+    scale, found = grad.new_full((1,), 4.0), grad.new_zeros(())
+    return ops.update_scores_(
+        score, weight, grad, metric="taylor", grad_scale=scale, found_inf=found, skip_nonfinite=True
+    )
+
+
+def update_block_scores(score, weight, grad):
+    blocks = score.new_zeros(score.shape[0] // 2, score.shape[1] // 4)
+    return ops.update_block_scores_(blocks, weight, grad, block=(2, 4), metric="mask_gradient")
+
+
+def topk_on_the_fly(score, weight, grad):
+    return ops.topk_mask([weight, score], sparsity=0.25, metric="snip", grads=[grad, weight])
+
+
+def wanda(score, weight, grad):
+    return ops.row_topk_mask(weight, sparsity=0.5, metric="wanda", input_norm=score[0].abs())
+
+
+FUNCTIONS = {
+    "update_scores_": update_scores,
+    "update_scores_ scalars": update_with_scalars,
+    "update_block_scores_": update_block_scores,
+    "block_reduce": lambda s, w, g: ops.block_reduce(s, (2, -1), "max"),
+    "kth_value": lambda s, w, g: ops.kth_value([s, w], 30),
+    "topk_mask": lambda s, w, g: ops.topk_mask(s, keep=30),
+    "topk_mask metric": topk_on_the_fly,
+    "topk_mask out": lambda s, w, g: ops.topk_mask([s, w], keep=30, out=[s > 0, w > 0]),
+    "row_topk_mask": lambda s, w, g: ops.row_topk_mask(s, keep=3),
+    "row_topk_mask metric": wanda,
+    "nm_mask": lambda s, w, g: ops.nm_mask(s, 2, 4),
+    "nm_mask metric": lambda s, w, g: ops.nm_mask(w, 1, 2, metric="snip", grads=g),
+    "expand_block_mask": lambda s, w, g: ops.expand_block_mask(ops.block_reduce(s, (2, 4)) > 0, (2, 4), s.shape),
+    "pack_mask": lambda s, w, g: ops.pack_mask(s > 0),
+    "unpack_mask": lambda s, w, g: ops.unpack_mask(ops.pack_mask(s > 0), s.shape),
+    "apply_masks_": lambda s, w, g: ops.apply_masks_([w, s], [g > 0, ops.pack_mask(s > 0)]),
+    "apply_masks_ block": lambda s, w, g: ops.apply_masks_(w, ops.block_reduce(g, (2, 4)) > 0, block=(2, 4)),
+    "prune_by_importance": lambda s, w, g: ops.prune_by_importance(w, g[:, 0].clone(), 2, 1, order="original"),
+}
+
+
+def as_bytes(result):
+    return [bits(x) for x in (result if isinstance(result, list) else [result])]
+
+
+def assert_compiled_is_eager(compiled, function, device, shape):
+    """Results and what was written into the arguments."""
+    given, expected = inputs(device, shape), inputs(device, shape)
+    assert as_bytes(compiled(*given)) == as_bytes(function(*expected))
+    assert as_bytes(given) == as_bytes(expected)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compile_to_one_graph(device, name):
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager")
+    assert_compiled_is_eager(compiled, FUNCTIONS[name], device, (8, 16))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_compile_with_dynamic_shapes(device, name):
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager", dynamic=True)
+    for shape in [(8, 16), (12, 32)]:
+        assert_compiled_is_eager(compiled, FUNCTIONS[name], device, shape)
+
+
+def prune_step(score, weight, grad):
+    ops.update_scores_(score, weight, grad, metric="snip", alpha=0.9)
+    mask = ops.topk_mask(score * 2, sparsity=0.5)
+    return ops.apply_masks_(weight + 1, mask)
+
+
+def test_inductor_runs_ops_between_its_own_kernels(device):
+    compiled = torch.compile(prune_step, fullgraph=True)
+    assert_compiled_is_eager(compiled, prune_step, device, (8, 16))
+
+
+def test_errors_are_raised_while_compiling(device):
+    def wrong(score, weight, grad):
+        return ops.update_scores_(score, weight[:4], grad, metric="snip")
+
+    with pytest.raises(Exception, match="weights\\[0\\] has shape"):
+        torch.compile(wrong, fullgraph=True, backend="aot_eager")(*inputs(device))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_result_carries_a_graph(device, name):
+    """Scores and masks are not differentiable: a graph of them would grow with every training step."""
+    score, weight, grad = inputs(device)
+    weight.requires_grad_()
+    with torch.no_grad() if name.startswith("apply") else torch.enable_grad():
+        result = FUNCTIONS[name](score, weight, grad if name.startswith("update") else grad.clone())
+    results = result if isinstance(result, list) else [result]
+    assert not any(x.requires_grad for x in (*results, score, grad) if x is not weight)
+
+
+@pytest.mark.parametrize("name", ["update_scores_", "apply_masks_ block", "topk_mask out"])
+def test_a_write_is_seen_by_autograd(device, name):
+    x = torch.ones(8, 16, device=device, requires_grad=True)
+    written = torch.ones(8, 16, dtype=torch.bool if "out" in name else torch.float32, device=device)
+    loss = (x * written).sum()
+    weight = torch.zeros(8, 16, device=device)
+    if name == "update_scores_":
+        ops.update_scores_(written, weight, None, metric="magnitude")
+    elif name == "topk_mask out":
+        ops.topk_mask(weight, keep=0, out=written)
+    else:
+        ops.apply_masks_(written, torch.zeros(4, 4, dtype=torch.bool, device=device), block=(2, 4))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_inference_tensors(device):
+    with torch.inference_mode():
+        score, weight, grad = inputs(device)
+        expected = ops.update_scores_(score.clone(), weight, grad, metric="snip")
+        assert bits(ops.update_scores_(score, weight, grad, metric="snip")) == bits(expected)
+        mask = ops.topk_mask(score, keep=10)
+        assert int(ops.apply_masks_(score, mask).count_nonzero()) <= 10
+
+
+@pytest.mark.parametrize("name", direct_calls("cpu"))
+def test_meta_tensors_give_the_shapes(name):
+    def to_meta(value):
+        if isinstance(value, list):
+            return [to_meta(x) for x in value]
+        return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+    arguments = direct_calls("cpu")[name]
+    operator = getattr(OPS, name.split()[0])
+    real, meta = operator(*arguments), operator(*map(to_meta, arguments))
+    if real is None:
+        assert meta is None
+    else:
+        assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
