@@ -90,6 +90,9 @@ class PruningCriterion:
 
     Attributes:
         scores: name -> score; empty before the first step for the criteria without momentum. Higher is kept.
+        grad_scale: what the gradients are still multiplied by, as one float32 element; None where they are not
+            scaled. Set before a hook is called.
+        found_inf: one float32 element; where it is not 0 the step is an overflow and changes no score.
 
     Raises:
         ValueError: a setting is out of range, or the pattern does not divide a weight; the message names it.
@@ -97,6 +100,8 @@ class PruningCriterion:
     """
 
     needs_gradient = False
+    #: Each step's score is made anew, so that a step after which nothing is selected need not be scored.
+    memoryless = False
     #: A class that sets it scores blocks whatever the config says.
     block_scores = False
 
@@ -112,6 +117,8 @@ class PruningCriterion:
         self.config = config
         self.framework = framework
         self.scores: dict[str, Tensor] = {}
+        self.grad_scale: Tensor | None = None
+        self.found_inf: Tensor | None = None
         self.low_memory_usage = bool(_setting(config, "low_memory_usage", False))
         self.pattern = parse_pattern(_setting(config, "pattern", "4x1"))
         self.reduce = _setting(config, "criterion_reduce_type", "mean")
@@ -150,9 +157,11 @@ class PruningCriterion:
         scores = self._storage(keys)
         if self.block_scores and self.pattern.block:
             ops.update_block_scores_(scores, weights, grads, block=self.pattern.block, metric=metric,
-                                     reduce=self.reduce, alpha=alpha, beta=beta)  # fmt: skip
+                                     reduce=self.reduce, alpha=alpha, beta=beta, grad_scale=self.grad_scale,
+                                     found_inf=self.found_inf)  # fmt: skip
         else:
-            ops.update_scores_(scores, weights, grads, metric=metric, alpha=alpha, beta=beta)
+            ops.update_scores_(scores, weights, grads, metric=metric, alpha=alpha, beta=beta,
+                               grad_scale=self.grad_scale, found_inf=self.found_inf)  # fmt: skip
 
     def weight(self, key: str) -> Tensor:
         """The weight of a module, or the tensor itself."""
@@ -238,6 +247,8 @@ class PruningCriterion:
 class MagnitudeCriterion(PruningCriterion):
     """abs(w), at the beginning of a step (Han et al., 2015)."""
 
+    memoryless = True
+
     def on_step_begin(self) -> None:
         self.update_scores("magnitude")
 
@@ -246,6 +257,7 @@ class MagnitudeCriterion(PruningCriterion):
 class GradientCriterion(PruningCriterion):
     """abs(g), before the optimizer's step."""
 
+    memoryless = True
     needs_gradient = True
 
     def on_before_optimizer_step(self) -> None:
@@ -256,6 +268,7 @@ class GradientCriterion(PruningCriterion):
 class SnipCriterion(PruningCriterion):
     """abs(w*g), before the optimizer's step (SNIP: Lee et al., 2019)."""
 
+    memoryless = True
     needs_gradient = True
 
     def on_before_optimizer_step(self) -> None:
@@ -318,8 +331,9 @@ class BlockMaskCriterion(MomentumCriterion):
     def update_from(self, grads: Mapping[str, Tensor], metric: str) -> None:
         """Update the scores from gradients of block masks in one call; ``metric`` is ``gradient`` or ``fisher``."""
         ops.update_scores_(
-            self._storage(grads), None, list(grads.values()), metric=metric, alpha=self.alpha, beta=self.beta
-        )
+            self._storage(grads), None, list(grads.values()), metric=metric, alpha=self.alpha, beta=self.beta,
+            grad_scale=self.grad_scale, found_inf=self.found_inf,
+        )  # fmt: skip
 
     def _score_shape(self, key: str) -> torch.Size:
         mask = self.block_mask(key)
@@ -368,11 +382,14 @@ class RetrainFreeCriterion(BlockMaskCriterion):
                 self._freeze(key)
 
     def on_before_optimizer_step(self) -> None:
+        if self.found_inf is not None and self.found_inf.item():
+            return
         masked = self.mask_gradients()
         grads = {key: masked[key] if key in masked else self._block_sums(key) for key in self.modules}
         self.update_from(grads, "fisher")
         for key, grad in grads.items():
-            self.collected_grads[key].append(grad.detach().to("cpu", self.scores[key].dtype, copy=True))
+            grad = grad.detach() if self.grad_scale is None else grad.detach() / self.grad_scale
+            self.collected_grads[key].append(grad.to("cpu", self.scores[key].dtype, copy=True))
 
     def state_dict(self) -> dict[str, Any]:
         """The scores and, as ``collected_grads``, the gradients so far."""
