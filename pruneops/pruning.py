@@ -85,7 +85,7 @@ def prune(
     """
     form = parse_pattern(pattern)
     steps = criterion_class(criterion)
-    layers, skipped = _divisible(find_layers(model, include, exclude), form, on_indivisible)
+    layers, skipped = divisible_layers(find_layers(model, include, exclude), form, on_indivisible)
     weights = {layer.name: layer.weight for layer in layers}
     metric = _METRICS.get(steps)
     if metric and metric.startswith("mask_") and not form.block:
@@ -105,7 +105,7 @@ def prune(
     with _timed(seconds, "apply", weights):
         apply_masks(weights, masks, form)
     return PruneReport(
-        layers=tuple(_layer_reports(layers, masks)),
+        layers=layer_reports(layers, masks),
         criterion=criterion,
         pattern=form.spec,
         scope=scope,
@@ -115,21 +115,31 @@ def prune(
     )
 
 
-def _divisible(
-    layers: list[PrunableLayer], form: Pattern, on_indivisible: str
+def divisible_layers(
+    layers: list[PrunableLayer], form: Pattern, on_indivisible: str, caller: str = "prune"
 ) -> tuple[list[PrunableLayer], list[str]]:
-    """The layers that the pattern divides and the names of the others."""
+    """The layers that a pattern divides, and the names of the others.
+
+    Args:
+        layers: of :func:`pruneops.layers.find_layers`.
+        form: the pattern.
+        on_indivisible: ``skip`` (one warning lists the others) or ``error``.
+        caller: what messages begin with.
+
+    Raises:
+        ValueError: nothing is left, or something is left over and ``on_indivisible`` is ``error``.
+    """
     if on_indivisible not in ("skip", "error"):
-        raise ValueError(f"prune: on_indivisible must be 'skip' or 'error', got {on_indivisible!r}")
+        raise ValueError(f"{caller}: on_indivisible must be 'skip' or 'error', got {on_indivisible!r}")
     odd = [layer for layer in layers if not form.divides(layer.weight.shape)]
     if odd:
         listed = ", ".join(f"{layer.name} {list(layer.weight.shape)}" for layer in odd)
-        message = f"prune: pattern {form.spec!r} does not divide {len(odd)} layers: {listed}"
+        message = f"{caller}: pattern {form.spec!r} does not divide {len(odd)} layers: {listed}"
         if on_indivisible == "error":
             raise ValueError(message)
         warnings.warn(f"{message}; they are skipped", UserWarning, stacklevel=3)
     if len(odd) == len(layers):
-        raise ValueError("prune: no layer is left to prune (output heads and embeddings are excluded by default)")
+        raise ValueError(f"{caller}: no layer is left to prune (output heads and embeddings are excluded by default)")
     return [layer for layer in layers if layer not in odd], [layer.name for layer in odd]
 
 
@@ -165,9 +175,14 @@ def _timed(seconds: dict[str, float], step: str, weights: dict[str, Tensor]) -> 
     seconds[step] = time.perf_counter() - start
 
 
-def _layer_reports(layers: list[PrunableLayer], masks: dict[str, Tensor]) -> Iterator[LayerReport]:
+def layer_reports(layers: list[PrunableLayer], masks: dict[str, Tensor]) -> tuple[LayerReport, ...]:
+    """The counts of each layer from its mask, which has one entry per weight or per block."""
+    if not layers:
+        return ()
     kept = torch.stack([masks[layer.name].sum() for layer in layers]).tolist()
+    reports = []
     for layer, units in zip(layers, kept, strict=True):
         total = layer.parameter.numel()
         per_unit = total // max(masks[layer.name].numel(), 1)
-        yield LayerReport(layer.name, tuple(layer.parameter.shape), total, units * per_unit)
+        reports.append(LayerReport(layer.name, tuple(layer.parameter.shape), total, units * per_unit))
+    return tuple(reports)
