@@ -69,13 +69,12 @@ def select_masks(
     form = parse_pattern(pattern)
     check.choice("scope", scope, SCOPES)
     share = _check_sparsity(check, form, sparsity, min_sparsity, max_sparsity)
+    _check_rows(check, form, scope)
     _check_weights(check, weights, form)
     units = _rank(check, weights, form, metric, scores, grads)
     if form.nm:
         return units.named([units.nm(i, *form.nm) for i in range(len(units.tensors))])
     if scope == "row":
-        if form.block and form.block[1] == -1:
-            check.fail(f"scope 'row' prunes nothing with pattern {form.spec!r}: each row is one block")
         return units.named([units.rows(i, share) for i in range(len(units.tensors))])
     if scope == "local":
         return units.named([units.topk([i], int(share * size))[0] for i, size in enumerate(units.sizes)])
@@ -83,6 +82,44 @@ def select_masks(
     if min_sparsity is None and max_sparsity is None:
         return units.named(units.topk(range(len(units.tensors)), budget))
     return units.named(_select_bounded(check, units, budget, min_sparsity or 0.0, max_sparsity))
+
+
+def check_limits(
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    sparsity: float | None,
+    pattern: str | Pattern = "1x1",
+    scope: str = "global",
+    min_sparsity: float | None = None,
+    max_sparsity: float | None = None,
+) -> float:
+    """Whether :func:`select_masks` can meet its limits for weights of these shapes, without any weights.
+
+    Args:
+        shapes: name -> shape of the weight, out x in or conv.
+        sparsity, pattern, scope, min_sparsity, max_sparsity: as in :func:`select_masks`.
+
+    Returns:
+        The sparsity to reach; that of the pattern where ``sparsity`` is None.
+
+    Raises:
+        ValueError, TypeError: as in :func:`select_masks`.
+
+    Example:
+        >>> check_limits({"fc": (8, 8)}, sparsity=None, pattern="2:4")
+        0.5
+    """
+    check = Checker("check_limits")
+    form = parse_pattern(pattern)
+    check.choice("scope", scope, SCOPES)
+    share = _check_sparsity(check, form, sparsity, min_sparsity, max_sparsity)
+    _check_rows(check, form, scope)
+    if scope == "global" and not form.nm:
+        sizes = [torch.Size(form.grid(shape)).numel() for shape in shapes.values()]
+        _check_bounds(
+            check, list(shapes), sizes, int(share * sum(sizes)), *_bounds(sizes, min_sparsity or 0, max_sparsity)
+        )
+    return share
 
 
 def block_scores(
@@ -214,6 +251,11 @@ def _check_sparsity(
     return share
 
 
+def _check_rows(check: Checker, form: Pattern, scope: str) -> None:
+    if scope == "row" and form.block and form.block[1] == -1:
+        check.fail(f"scope 'row' prunes nothing with pattern {form.spec!r}: each row is one block")
+
+
 def _check_weights(check: Checker, weights: Mapping[str, Tensor], form: Pattern) -> None:
     if not isinstance(weights, Mapping):
         check.fail(f"weights must map names to tensors, got {type(weights).__name__}", TypeError)
@@ -289,9 +331,8 @@ def _select_bounded(
     bounds than below the lower ones, the threshold can only rise, so those tensors stay at their upper bound for
     good (and the other way round); select among the rest with what is left. Each round settles a tensor.
     """
-    low = [_lowest_count(min_sparsity, size) for size in units.sizes]
-    high = [_highest_count(1.0 if max_sparsity is None else max_sparsity, size) for size in units.sizes]
-    _check_bounds(check, units, budget, low, high)
+    low, high = _bounds(units.sizes, min_sparsity, max_sparsity)
+    _check_bounds(check, units.names, units.sizes, budget, low, high)
     masks: dict[int, Tensor] = {}
     free = list(range(len(units.tensors)))
     while True:
@@ -311,12 +352,20 @@ def _select_bounded(
         free = [i for i in free if i not in settled]
 
 
-def _check_bounds(check: Checker, units: _Units, budget: int, low: list[int], high: list[int]) -> None:
-    for name, size, least, most in zip(units.names, units.sizes, low, high, strict=True):
+def _bounds(sizes: Sequence[int], min_sparsity: float, max_sparsity: float | None) -> tuple[list[int], list[int]]:
+    """The lowest and the highest count of pruned units of each tensor."""
+    low = [_lowest_count(min_sparsity, size) for size in sizes]
+    return low, [_highest_count(1.0 if max_sparsity is None else max_sparsity, size) for size in sizes]
+
+
+def _check_bounds(
+    check: Checker, names: Sequence[str], sizes: Sequence[int], budget: int, low: list[int], high: list[int]
+) -> None:
+    for name, size, least, most in zip(names, sizes, low, high, strict=True):
         if least > most:
             check.fail(f"{name!r} has {size} units: no whole number of them lies between the two bounds")
     if not sum(low) <= budget <= sum(high):
         check.fail(
-            f"sparsity asks to prune {budget} of {sum(units.sizes)} units, "
+            f"sparsity asks to prune {budget} of {sum(sizes)} units, "
             f"the bounds of the weights allow {sum(low)} to {sum(high)}"
         )
