@@ -391,6 +391,7 @@ def crash_on_second(monkeypatch, error):
     [
         (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left on device"),
         (MemoryError(), 2, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 2, "out of memory"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -462,6 +463,26 @@ def test_tables(folder, tmp_path, capsys):
     assert "left alone, embedding, norm or head: embed_tokens.weight and 1 more" in out
     assert run("inspect", tmp_path / "out") == 0
     assert "layer.10.up.weight" in capsys.readouterr().out
+
+
+def test_names_are_printed_as_they_are(tmp_path, capsys):
+    save_file({"a[bold].:smile:.weight": torch.randn(4, 4)}, tmp_path / "[red]x.safetensors")
+    assert run("inspect", tmp_path / "[red]x.safetensors") == 0
+    out = capsys.readouterr().out
+    assert "a[bold].:smile:.weight" in out
+    assert "[red]x.safetensors" in out
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_a_reader_that_goes_away_is_no_error(single, form):
+    root = os.path.dirname(os.path.dirname(pruneops.__file__))
+    environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "pruneops", "inspect", str(single), *form]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 141
+    assert err == b""
 
 
 def test_many_layers_are_summed_up(tmp_path, capsys):

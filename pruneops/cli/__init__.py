@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The interpreter flushes stdout once more at exit; that must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch's CPU allocator raises a RuntimeError of its own; any other is a fault that needs its traceback.
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
         return _say("error: out of memory", _BAD_INPUT)
     except OSError as error:
         return _say(f"error: {_describe(error)}", _BAD_INPUT)
@@ -85,7 +88,7 @@ def _termination_unwinds() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, old)
+        signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
 
 
 def _say(message: str, code: int) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -16,9 +17,14 @@ _PLAIN_WIDTH = 140
 
 
 def output() -> Console:
-    """The console of results, on stdout."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+    """The console of results, on stdout; text is printed as it is, whatever a path or a name holds."""
+    plain_width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+    return _Output(width=plain_width, markup=False, emoji=False, highlight=False)
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError  # main() knows the exit code
 
 
 def print_json(value: Any) -> None:

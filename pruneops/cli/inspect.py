@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         console.print_json(_document(checkpoint, layers, counts))
     else:
-        console.output().print(_table(checkpoint, layers))
+        out = console.output()
+        out.print(str(checkpoint.path), soft_wrap=True)
+        out.print(_table(layers))
 
 
 def _inspect_and_draw(checkpoint: Checkpoint, file: Path, overwrite: bool) -> tuple[list[_Layer], torch.Tensor]:
@@ -115,9 +117,9 @@ def _document(checkpoint: Checkpoint, layers: list[_Layer], counts: torch.Tensor
     }
 
 
-def _table(checkpoint: Checkpoint, layers: list[_Layer]) -> Table:
+def _table(layers: list[_Layer]) -> Table:
     total = _total(layers)
-    table = Table(title=str(checkpoint.path), show_footer=True)
+    table = Table(show_footer=True)
     table.add_column("tensor", f"total of {len(layers)}", overflow="fold")
     table.add_column("shape (out x in)")
     table.add_column("dtype")

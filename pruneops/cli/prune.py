@@ -6,6 +6,7 @@ import argparse
 import re
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,21 +153,25 @@ def _other_weights(checkpoint: Checkpoint) -> list[str]:
 def _show(report: PruneReport, document: dict[str, Any]) -> None:
     out = console.output()
     out.print(_table(report))
+    for line in _notes(report, document):
+        out.print(line, soft_wrap=True)
+
+
+def _notes(report: PruneReport, document: dict[str, Any]) -> Iterator[str]:
+    """The lines below the table."""
     asked, pruned = console.percent(document["sparsity_asked"]), report.total - report.kept
-    out.print(
-        f"asked {asked}, reached {console.percent(report.sparsity)}: {pruned:,} of {report.total:,} weights pruned"
-    )
-    out.print(", ".join(f"{part} {seconds:.3f} s" for part, seconds in document["seconds"].items()))
+    yield f"asked {asked}, reached {console.percent(report.sparsity)}: {pruned:,} of {report.total:,} weights pruned"
+    yield ", ".join(f"{part} {seconds:.3f} s" for part, seconds in document["seconds"].items())
     for reason, count in Counter(document["skipped"].values()).items():
         first = next(name for name, why in document["skipped"].items() if why == reason)
-        out.print(f"left alone, {reason}: {first}" + (f" and {count - 1} more" if count > 1 else ""), markup=False)
+        yield f"left alone, {reason}: {first}" + (f" and {count - 1} more" if count > 1 else "")
     for file in document["copied_unpruned"]:
-        out.print(f"copied as it is, with dense weights: {file}", markup=False)
-    if not document["dry_run"]:
-        out.print(f"written to {document['output']}", markup=False)
-        return
-    memory, disk = (console.size_text(document[key]) for key in ("memory_bytes", "disk_bytes"))
-    out.print(f"memory needed beside the mapped files: {memory}; size of the output: {disk}; nothing was written")
+        yield f"copied as it is, with dense weights: {file}"
+    if document["dry_run"]:
+        memory, disk = (console.size_text(document[key]) for key in ("memory_bytes", "disk_bytes"))
+        yield f"memory needed beside the mapped files: {memory}; size of the output: {disk}; nothing was written"
+    else:
+        yield f"written to {document['output']}"
 
 
 def _table(report: PruneReport) -> Table:
