@@ -1,0 +1,42 @@
+"""Scores that are easy or hard to select from: what a selection must not slow down on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .common import Config
+from .shapes import transformer
+
+
+def _mostly_zero(config: Config, n: int) -> list[Tensor]:
+    scores = config.randn(n).abs_()
+    scores[torch.rand(n, device=config.device) < 0.9] = 0
+    return [scores]
+
+
+def _few_values(config: Config, n: int) -> list[Tensor]:
+    return [torch.randint(0, 8, (n,), device=config.device).float()]
+
+
+def _outlier(config: Config, n: int) -> list[Tensor]:
+    scores = [config.randn(*shape).abs_() for shape in transformer(300, n)]
+    scores[7] *= 1e4
+    return scores
+
+
+def uniform_order(config: Config, n: int) -> Tensor:
+    return torch.linspace(0, 1, n, device=config.device)
+
+
+#: Scores already pruned to zero, quantised, ordered by position, or of layers on different scales.
+HOSTILE: dict[str, Callable[[Config, int], list[Tensor]]] = {
+    "all equal": lambda config, n: [torch.ones(n, device=config.device)],
+    "90 % zeros": _mostly_zero,
+    "8 distinct values": _few_values,
+    "sorted": lambda config, n: [uniform_order(config, n)],
+    "reversed": lambda config, n: [1 - uniform_order(config, n)],
+    "one outlier tensor of 300": _outlier,
+}
