@@ -124,6 +124,24 @@ def test_conv1d_is_pruned_through_its_transpose(tmp_path):
     assert torch.equal(found["wte.weight"], head)
 
 
+@pytest.mark.parametrize("pattern", ["1x1", "4x1", "2:4"])
+def test_a_sharded_gpt2_is_pruned_as_the_loaded_model_is(tmp_path, monkeypatch, pattern):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=64, n_positions=16, n_embd=32, n_layer=2, n_head=2)
+    expected = transformers.GPT2LMHeadModel(config).to(torch.bfloat16)
+    expected.save_pretrained(tmp_path / "in", max_shard_size="20KB")
+    assert (tmp_path / "in" / "model.safetensors.index.json").is_file()
+    args = ("--sparsity", 0.5, "--pattern", pattern, "--output", tmp_path / "out")
+    assert run("prune", tmp_path / "in", *args) == 0
+    pruneops.prune(expected, 0.5, pattern=pattern, scope="global")
+    found = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out", dtype=torch.bfloat16).state_dict()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+    assert (found["transformer.h.0.mlp.c_fc.weight"] == 0).any()
+
+
 def test_limits_of_each_tensor(single, tmp_path, capsys):
     limits = ("--min-sparsity", 0.45, "--max-sparsity", 0.55)
     document = run_json(capsys, "prune", single, "--sparsity", 0.5, *limits, "--output", tmp_path / "b.safetensors")
