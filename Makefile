@@ -10,18 +10,20 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 KERNELS := $(shell find csrc -type f)
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
 
-test: $(VENV)/.dev
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	@echo "clang-format: $(words $(FORMATTED)) files already formatted"
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info pruneops/*.so
