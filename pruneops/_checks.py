@@ -88,7 +88,7 @@ class Checker:
             self.fail(f"{name} must be {dtype}, got {value.dtype}", TypeError)
 
     def written(self, name: str, value: Tensor) -> None:
-        if any(stride == 0 and size > 1 for size, stride in zip(value.shape, value.stride(), strict=True)):
+        if value.numel() > 0 and any(n > 1 and s == 0 for n, s in zip(value.shape, value.stride(), strict=True)):
             self.fail(f"{name} is an expanded view; entries that share memory cannot be written")
 
     def same_device(self, named: Sequence[tuple[str, Tensor]]) -> None:

@@ -90,6 +90,26 @@ PRUNEOPS_HD void visit_metric(Metric metric, F&& f) {
 // How the values of a block become one. The last two finish a sum of `product` values.
 enum class Reduce : int32_t { mean, sum, max, abs_sum, square_sum };
 
+template <Reduce kReduce>
+struct ReduceConstant {
+  static constexpr Reduce value = kReduce;
+};
+template <class F>
+PRUNEOPS_HD void visit_reduce(Reduce reduce, F&& f) {
+  switch (reduce) {
+    case Reduce::mean:
+      return f(ReduceConstant<Reduce::mean>{});
+    case Reduce::sum:
+      return f(ReduceConstant<Reduce::sum>{});
+    case Reduce::max:
+      return f(ReduceConstant<Reduce::max>{});
+    case Reduce::abs_sum:
+      return f(ReduceConstant<Reduce::abs_sum>{});
+    case Reduce::square_sum:
+      return f(ReduceConstant<Reduce::square_sum>{});
+  }
+}
+
 // NaN wins a maximum, as in torch.amax.
 template <class T>
 PRUNEOPS_HD T max_or_nan(T a, T b) {

@@ -6,10 +6,14 @@
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
-// A stripe is the part of one row of blocks that a task takes: whole blocks, about kChunk columns of them, or
-// a part of kChunk columns at a time of one block where a block is wider.
+// A stripe is the part of one row of blocks that a task takes: whole blocks over kSpan columns, so that each
+// row is read in a long run; over kChunk where a block is one row, whose stripes follow each other in memory.
+// A block wider than kChunk is one stripe.
+constexpr int64_t kSpan = 8 * kChunk;
+
 int64_t stripe_blocks(const Block& block) {
-  return block.m >= kChunk ? 1 : kChunk / block.m;
+  if (block.m > kChunk) return 1;
+  return (block.n > 1 ? kSpan : kChunk) / block.m;
 }
 
 // Entries [col, col + n) of a row as T, in place or in `buffer`; a run ends where a kernel position does.
@@ -29,9 +33,9 @@ const T* load_row(const void* data, Dtype dtype, const Matrix& matrix, const Str
   return buffer;
 }
 
-template <class T>
-void row_values(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col, int64_t n,
-                T* values) {
+// Calls f(w, g) with chunks of what the metric reads of a row; a chunk that it does not read is null.
+template <class T, class F>
+void with_row(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col, int64_t n, const F& f) {
   T weights[kChunk], grads[kChunk];
   const T* w = nullptr;
   const T* g = nullptr;
@@ -42,83 +46,177 @@ void row_values(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
     g = load_row(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, col, n, grads);
     g = unscale_chunk(g, rule.grad_scale, n, grads);
   }
-  values_of<T>(rule.metric, w, g, nullptr, n, values);
-  const bool per_entry = rule.metric != Metric::product;
-  if (rule.skip_nonfinite && per_entry) drop_nonfinite(values, n);
+  f(w, g);
+}
+
+// The value of an entry of a block: what is not finite is dropped here, but in a signed sum, which is dropped
+// whole.
+template <Metric kMetric, bool kDrop, class T>
+PRUNEOPS_HD T block_entry(const T* w, const T* g, int64_t i) {
+  const T value =
+      element_value<T>(kMetric, reads_weight(kMetric) ? w[i] : T(0), reads_grad(kMetric) ? g[i] : T(0), T(0));
+  return kDrop && kMetric != Metric::product ? finite_or_zero(value) : value;
+}
+
+// totals = values for the first row of a block, and totals combined with values for the others.
+template <bool kDrop, class T>
+void combine_row(const UpdateRule& rule, bool first, const T* w, const T* g, int64_t n,
+                 T* __restrict totals) {
+  visit_metric(rule.metric, [&](auto constant) {
+    constexpr Metric kMetric = decltype(constant)::value;
+    if (first) {
+      for (int64_t i = 0; i < n; ++i) totals[i] = block_entry<kMetric, kDrop>(w, g, i);
+    } else if (rule.reduce == Reduce::max) {
+      for (int64_t i = 0; i < n; ++i) totals[i] = max_or_nan(totals[i], block_entry<kMetric, kDrop>(w, g, i));
+    } else {
+      for (int64_t i = 0; i < n; ++i) totals[i] += block_entry<kMetric, kDrop>(w, g, i);
+    }
+  });
 }
 
 template <class T>
-void combine_into(Reduce reduce, const T* values, int64_t n, T* totals) {
+void combine_pairs(Reduce reduce, const T* __restrict totals, int64_t pairs, T* __restrict combined) {
   if (reduce == Reduce::max) {
-    for (int64_t i = 0; i < n; ++i) totals[i] = max_or_nan(totals[i], values[i]);
+    for (int64_t i = 0; i < pairs; ++i) combined[i] = max_or_nan(totals[2 * i], totals[2 * i + 1]);
   } else {
-    for (int64_t i = 0; i < n; ++i) totals[i] += values[i];
+    for (int64_t i = 0; i < pairs; ++i) combined[i] = totals[2 * i] + totals[2 * i + 1];
   }
 }
 
-// The column totals of a stripe are combined within each block: pairs, then pairs of pairs, while the block
-// is an even number of columns wide, then one by one.
+// The column totals of neighbouring blocks are combined within each block: pairs, then pairs of pairs, while
+// the block is an even number of columns wide, then one by one. Uses both arrays and returns the one with the
+// result.
 template <class T>
-void combine_columns(Reduce reduce, T* totals, int64_t blocks, int64_t width) {
-  int64_t left = width;
-  while (left % 2 == 0 && left > 1) {
-    left /= 2;
-    for (int64_t i = 0; i < blocks * left; ++i) totals[i] = combine(reduce, totals[2 * i], totals[2 * i + 1]);
+T* combine_columns(Reduce reduce, T* totals, int64_t blocks, int64_t width, T* spare) {
+  while (width % 2 == 0) {
+    width /= 2;
+    combine_pairs(reduce, totals, blocks * width, spare);
+    T* const combined = spare;
+    spare = totals;
+    totals = combined;
   }
-  if (left == 1) return;
+  if (width == 1) return totals;
   for (int64_t b = 0; b < blocks; ++b) {
-    T total = totals[b * left];
-    for (int64_t i = 1; i < left; ++i) total = combine(reduce, total, totals[b * left + i]);
-    totals[b] = total;
+    T total = totals[b * width];
+    for (int64_t i = 1; i < width; ++i) total = combine(reduce, total, totals[b * width + i]);
+    spare[b] = total;
   }
+  return spare;
 }
 
-// Totals of `blocks` neighbouring blocks over `width` of their columns, from column `col` on, into
-// totals[0..blocks).
-template <class T>
-void stripe_totals(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t col,
-                   int64_t blocks, int64_t width, T* totals) {
-  T values[kChunk];
-  const int64_t n = blocks * width;
-  for (int64_t i = 0; i < n; ++i) totals[i] = reduce_identity<T>(rule.reduce);
-  for (int64_t r = 0; r < t.block.n; ++r) {
-    row_values<T>(t, rule, block_row * t.block.n + r, col, n, values);
-    combine_into(rule.reduce, values, n, totals);
-  }
-  combine_columns(rule.reduce, totals, blocks, width);
-}
-
-template <class T>
-void update_stripe(const BlockTensor& t, const UpdateRule& rule, int64_t stripe) {
-  const int64_t per_row = ceil_div(t.grid_cols(), stripe_blocks(t.block));
-  const int64_t block_row = stripe / per_row, first = stripe % per_row * stripe_blocks(t.block);
-  const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first);
-  T totals[kChunk], part[kChunk];
-  if (t.block.m < kChunk) {
-    stripe_totals<T>(t, rule, block_row, first * t.block.m, blocks, t.block.m, totals);
-  } else {
-    totals[0] = reduce_identity<T>(rule.reduce);
-    for (int64_t done = 0; done < t.block.m; done += kChunk) {
-      const int64_t width = min64(kChunk, t.block.m - done);
-      stripe_totals<T>(t, rule, block_row, first * t.block.m + done, 1, width, part);
-      totals[0] = combine(rule.reduce, totals[0], part[0]);
+// The totals of the columns [col, col + n) over `rows` rows: one for each of at most kSpan columns, or folded
+// into one for each of kChunk.
+template <bool kFold, class T>
+void column_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t rows, int64_t col,
+                   int64_t n, T* totals) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t done = 0; done < n; done += kChunk) {
+      const int64_t run = min64(kChunk, n - done);
+      const bool first = r == 0 && !(kFold && done > 0);
+      T* const target = kFold ? totals : totals + done;
+      with_row<T>(t, rule, row + r, col + done, run, [&](const T* w, const T* g) {
+        rule.skip_nonfinite ? combine_row<true>(rule, first, w, g, run, target)
+                            : combine_row<false>(rule, first, w, g, run, target);
+      });
     }
   }
-  for (int64_t i = 0; i < blocks; ++i) totals[i] = finish_block(rule.reduce, totals[i], t.block.entries());
+}
+
+// The totals of neighbouring blocks over `rows` of their rows, in one of the two arrays of kSpan entries.
+template <class T>
+T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t rows, int64_t first,
+                int64_t blocks, T* one, T* other) {
+  const int64_t col = first * t.block.m;
+  if (t.block.m > kChunk) {
+    column_totals<true>(t, rule, row, rows, col, t.block.m, one);
+    return combine_columns(rule.reduce, one, 1, kChunk, other);
+  }
+  column_totals<false>(t, rule, row, rows, col, blocks * t.block.m, one);
+  return combine_columns(rule.reduce, one, blocks, t.block.m, other);
+}
+
+// Finishes the totals of neighbouring blocks and blends them into their scores from `place` on.
+template <class T>
+void finish_scores(const BlockTensor& t, const UpdateRule& rule, int64_t place, int64_t blocks, T* totals) {
+  visit_reduce(rule.reduce, [&](auto constant) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      totals[i] = finish_block(decltype(constant)::value, totals[i], t.block.entries());
+    }
+  });
   if (rule.skip_nonfinite && rule.metric == Metric::product) drop_nonfinite(totals, blocks);
-  blend_into(t.score, t.score_dtype, block_row * t.grid_cols() + first, blocks, rule, totals, part);
+  blend_into(t.score, t.score_dtype, place, blocks, rule, totals);
+}
+
+// A tall block is cut into parts of kPartRows rows, so that few tall blocks still make many tasks; the totals
+// of the parts are kept apart and combined in their order.
+constexpr int64_t kPartRows = 256;
+
+int64_t parts_of(const BlockTensor& t) {
+  return ceil_div(t.block.n, kPartRows);
+}
+int64_t stripes_in_row(const BlockTensor& t) {
+  return ceil_div(t.grid_cols(), stripe_blocks(t.block));
+}
+int64_t grid_size(const BlockTensor& t) {
+  return t.grid_rows() * t.grid_cols();
+}
+
+template <class T>
+void update_stripe(const BlockTensor& t, const UpdateRule& rule, int64_t stripe, void* part_totals) {
+  const int64_t parts = parts_of(t);
+  const int64_t part_row = stripe / stripes_in_row(t), block_row = part_row / parts, part = part_row % parts;
+  const int64_t first = stripe % stripes_in_row(t) * stripe_blocks(t.block);
+  const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first);
+  const int64_t row = block_row * t.block.n + part * kPartRows;
+  const int64_t rows = min64(kPartRows, t.block.n - part * kPartRows);
+  T one[kSpan], other[kSpan];
+  T* totals = block_totals<T>(t, rule, row, rows, first, blocks, one, other);
+  const int64_t place = block_row * t.grid_cols() + first;
+  if (parts == 1) return finish_scores(t, rule, place, blocks, totals);
+  memcpy(static_cast<T*>(part_totals) + part * grid_size(t) + place, totals,
+         static_cast<size_t>(blocks) * sizeof(T));
+}
+
+template <class T>
+void combine_parts(const BlockTensor& t, const UpdateRule& rule, const void* part_totals, int64_t place,
+                   int64_t blocks) {
+  const T* parts = static_cast<const T*>(part_totals) + place;
+  T totals[kChunk];
+  for (int64_t i = 0; i < blocks; ++i) totals[i] = parts[i];
+  for (int64_t part = 1; part < parts_of(t); ++part) {
+    parts += grid_size(t);
+    for (int64_t i = 0; i < blocks; ++i) totals[i] = combine(rule.reduce, totals[i], parts[i]);
+  }
+  finish_scores(t, rule, place, blocks, totals);
 }
 
 void update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                          const Pool& pool) {
   if (rule.found_inf != nullptr && *rule.found_inf != 0.0f) return;
-  TileTable stripes(tensors, count, [](const BlockTensor& t) {
-    return t.grid_rows() * ceil_div(t.grid_cols(), stripe_blocks(t.block));
-  });
+  Buffer<int64_t> offsets(count + 1);  // of a tensor's part totals
+  offsets[0] = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const bool tall = parts_of(tensors[i]) > 1;
+    offsets[i + 1] = offsets[i] + (tall ? parts_of(tensors[i]) * grid_size(tensors[i]) : 0);
+  }
+  Buffer<double> part_totals(offsets[count]);
+  TileTable stripes(tensors, count,
+                    [](const BlockTensor& t) { return t.grid_rows() * parts_of(t) * stripes_in_row(t); });
   parallel(pool, stripes.tiles(), [&](int64_t begin, int64_t end) {
     stripes.for_range(begin, end, [&](int64_t i, int64_t stripe, int64_t) {
-      const BlockTensor& t = tensors[i];
-      t.wide() ? update_stripe<double>(t, rule, stripe) : update_stripe<float>(t, rule, stripe);
+      double* part = part_totals.data() + offsets[i];
+      tensors[i].wide() ? update_stripe<double>(tensors[i], rule, stripe, part)
+                        : update_stripe<float>(tensors[i], rule, stripe, part);
+    });
+  });
+  TileTable chunks(tensors, count,
+                   [](const BlockTensor& t) { return parts_of(t) > 1 ? ceil_div(grid_size(t), kChunk) : 0; });
+  parallel(pool, chunks.tiles(), [&](int64_t begin, int64_t end) {
+    chunks.for_range(begin, end, [&](int64_t i, int64_t chunk, int64_t) {
+      const double* part = part_totals.data() + offsets[i];
+      const int64_t place = chunk * kChunk, blocks = min64(kChunk, grid_size(tensors[i]) - place);
+      tensors[i].wide() ? combine_parts<double>(tensors[i], rule, part, place, blocks)
+                        : combine_parts<float>(tensors[i], rule, part, place, blocks);
     });
   });
 }

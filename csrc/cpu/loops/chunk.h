@@ -79,16 +79,19 @@ void drop_nonfinite(T* v, int64_t n) {
 // Blends n new values into the scores from `begin` on. Loops with and without the old score are apart, so
 // that a score that is not read is not loaded.
 template <class T>
-void blend_into(void* score, Dtype dtype, int64_t begin, int64_t n, const UpdateRule& rule, const T* v,
-                T* buffer) {
+void blend_into(void* score, Dtype dtype, int64_t begin, int64_t n, const UpdateRule& rule, const T* v) {
   const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
-  if (rule.reads_score()) {
-    const T* old = load_chunk(score, dtype, begin, n, buffer);
-    for (int64_t i = 0; i < n; ++i) buffer[i] = blend(true, alpha, old[i], beta, v[i]);
-  } else {
-    for (int64_t i = 0; i < n; ++i) buffer[i] = blend(false, alpha, T(0), beta, v[i]);
-  }
-  store_chunk(score, dtype, begin, n, buffer);
+  visit_dtype(dtype, [&](auto element) {
+    using E = decltype(element);
+    auto* scores = static_cast<typename E::type*>(score) + begin;
+    if (rule.reads_score()) {
+      for (int64_t i = 0; i < n; ++i) {
+        scores[i] = E::store(blend(true, alpha, E::template load<T>(scores[i]), beta, v[i]));
+      }
+    } else {
+      for (int64_t i = 0; i < n; ++i) scores[i] = E::store(blend(false, alpha, T(0), beta, v[i]));
+    }
+  });
 }
 
 // The scores of a selection: the entries [begin, begin + n), n at most kChunk, stored or made on the fly.

@@ -37,14 +37,39 @@ void zero_pruned(void* data, int32_t element_size, int64_t begin, int64_t n, int
   }
 }
 
-// Bits [begin, begin + n) as bytes; begin is a multiple of 8, and a last partial byte is read whole.
+// The 8 bits of a byte as 8 bytes of 0 or 1, lowest first: each bit is isolated in a byte of its own, and
+// adding 0x7f carries into that byte's top bit where it is set.
+PRUNEOPS_HD uint64_t spread_bits(uint8_t bits) {
+  const uint64_t isolated = (bits * 0x0101010101010101u) & 0x8040201008040201u;
+  return ((isolated + 0x7f7f7f7f7f7f7f7fu) >> 7) & 0x0101010101010101u;
+}
+
+// The inverse: the product moves byte i, times 2^(56 - 7 i), to bit 56 + i.
+PRUNEOPS_HD uint8_t gather_bits(uint64_t bytes) {
+  return static_cast<uint8_t>((bytes * 0x0102040810204080u) >> 56);
+}
+
+// Bits [begin, begin + n) as bytes; begin is a multiple of 8.
 void unpack_bits(const uint8_t* packed, int64_t begin, int64_t n, uint8_t* bytes) {
   const uint8_t* source = packed + begin / 8;
   const int64_t whole = n / 8;
   for (int64_t i = 0; i < whole; ++i) {
-    for (int bit = 0; bit < 8; ++bit) bytes[i * 8 + bit] = (source[i] >> bit) & 1;
+    const uint64_t spread = spread_bits(source[i]);
+    memcpy(bytes + i * 8, &spread, 8);
   }
   for (int64_t i = whole * 8; i < n; ++i) bytes[i] = (source[whole] >> (i - whole * 8)) & 1;
+}
+
+// n bytes of 0 or 1 as bits; the unused bits of the last byte are 0.
+void pack_bits(const uint8_t* bytes, int64_t n, uint8_t* packed) {
+  const int64_t whole = n / 8;
+  for (int64_t i = 0; i < whole; ++i) {
+    uint64_t eight;
+    memcpy(&eight, bytes + i * 8, 8);
+    packed[i] = gather_bits(eight);
+  }
+  if (n % 8 != 0) packed[whole] = 0;
+  for (int64_t i = whole * 8; i < n; ++i) packed[whole] |= static_cast<uint8_t>(bytes[i] << (i - whole * 8));
 }
 
 void apply_masks(const MaskTensor* tensors, int64_t count, const Pool& pool) {
@@ -63,15 +88,19 @@ void apply_masks(const MaskTensor* tensors, int64_t count, const Pool& pool) {
       });
 }
 
-// The bytes of a row of blocks for the columns [col, col + n).
-void expand_columns(const BlockMaskTensor& t, int64_t block_row, int64_t col, int64_t n, uint8_t* bytes) {
-  const bool* row = t.mask + block_row * t.grid_cols();
+// The bytes of a row of blocks for the columns [col, col + n): the mask itself where a block is one column
+// wide.
+const uint8_t* expand_columns(const BlockMaskTensor& t, int64_t block_row, int64_t col, int64_t n,
+                              uint8_t* bytes) {
+  const auto* row = reinterpret_cast<const uint8_t*>(t.mask) + block_row * t.grid_cols();
+  if (t.block.m == 1) return row + col;
   for (int64_t done = 0; done < n;) {
     const int64_t block = (col + done) / t.block.m;
     const int64_t run = min64(n - done, (block + 1) * t.block.m - (col + done));
-    memset(bytes + done, row[block], static_cast<size_t>(run));
+    for (int64_t i = 0; i < run; ++i) bytes[done + i] = row[block];
     done += run;
   }
+  return bytes;
 }
 
 // f(row, column, length, kept bytes) for runs of columns of one kernel position, over all rows.
@@ -82,11 +111,11 @@ void for_block_rows(const BlockMaskTensor& t, int64_t begin, int64_t end, const 
   for (int64_t task = begin; task < end; ++task) {
     const int64_t block_row = task / runs, col = task % runs * kChunk;
     const int64_t n = min64(kChunk, t.matrix.cols - col);
-    expand_columns(t, block_row, col, n, bytes);
+    const uint8_t* keep = expand_columns(t, block_row, col, n, bytes);
     for (int64_t r = block_row * t.block.n; r < (block_row + 1) * t.block.n; ++r) {
       for (int64_t done = 0; done < n;) {
         const int64_t run = min64(n - done, t.matrix.inner - (col + done) % t.matrix.inner);
-        f(r, col + done, run, bytes + done);
+        f(r, col + done, run, keep + done);
         done += run;
       }
     }
@@ -120,12 +149,8 @@ void expand_block_mask(const BlockMaskTensor& t, const Pool& pool) {
 
 void pack_mask(const bool* mask, uint8_t* packed, int64_t numel, const Pool& pool) {
   parallel(pool, ceil_div(numel, kTile), [&](int64_t first, int64_t last) {
-    for (int64_t byte = first * kTile / 8; byte < ceil_div(min64(last * kTile, numel), 8); ++byte) {
-      const int64_t bits = min64(8, numel - byte * 8);
-      uint8_t value = 0;
-      for (int64_t bit = 0; bit < bits; ++bit) value |= static_cast<uint8_t>(mask[byte * 8 + bit]) << bit;
-      packed[byte] = value;
-    }
+    const int64_t begin = first * kTile, end = min64(last * kTile, numel);
+    pack_bits(reinterpret_cast<const uint8_t*>(mask) + begin, end - begin, packed + begin / 8);
   });
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 template <class T>
 void update_tile(const UpdateTensor& t, const UpdateRule& rule, int64_t begin, int64_t length) {
-  T weights[kChunk], grads[kChunk], values[kChunk], scores[kChunk];
+  T weights[kChunk], grads[kChunk], values[kChunk];
   for (int64_t done = 0; done < length; done += kChunk) {
     const int64_t at = begin + done, n = min64(kChunk, length - done);
     const T* w = reads_weight(rule.metric) ? load_chunk(t.weight, t.weight_dtype, at, n, weights) : nullptr;
@@ -16,7 +16,7 @@ void update_tile(const UpdateTensor& t, const UpdateRule& rule, int64_t begin, i
     if (g != nullptr) g = unscale_chunk(g, rule.grad_scale, n, grads);
     values_of<T>(rule.metric, w, g, nullptr, n, values);
     if (rule.skip_nonfinite) drop_nonfinite(values, n);
-    blend_into(t.score, t.score_dtype, at, n, rule, values, scores);
+    blend_into(t.score, t.score_dtype, at, n, rule, values);
   }
 }
 
