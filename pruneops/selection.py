@@ -24,7 +24,7 @@ def select_masks(
     metric: str = "magnitude",
     scores: Mapping[str, Tensor] | None = None,
     grads: Mapping[str, Tensor] | None = None,
-    min_sparsity: float | None = None,
+    min_sparsity: float | Mapping[str, float] | None = None,
     max_sparsity: float | None = None,
 ) -> dict[str, Tensor]:
     """Masks that keep the highest-scoring units of named weights.
@@ -49,7 +49,7 @@ def select_masks(
         scores: ranked instead of a metric: name -> tensor of the weight's shape (blocks take its mean) or, for
             block patterns, of the grid of blocks.
         grads: name -> gradient of the weight, for the metrics that read it.
-        min_sparsity: lowest sparsity of each weight.
+        min_sparsity: lowest sparsity of each weight; one for all, or by name (0 where a name is missing).
         max_sparsity: highest sparsity of each weight.
 
     Returns:
@@ -81,7 +81,7 @@ def select_masks(
     budget = int(share * sum(units.sizes))
     if min_sparsity is None and max_sparsity is None:
         return units.named(units.topk(range(len(units.tensors)), budget))
-    return units.named(_select_bounded(check, units, budget, min_sparsity or 0.0, max_sparsity))
+    return units.named(_select_bounded(check, units, budget, min_sparsity, max_sparsity))
 
 
 def check_limits(
@@ -116,9 +116,8 @@ def check_limits(
     _check_rows(check, form, scope)
     if scope == "global" and not form.nm:
         sizes = [torch.Size(form.grid(shape)).numel() for shape in shapes.values()]
-        _check_bounds(
-            check, list(shapes), sizes, int(share * sum(sizes)), *_bounds(sizes, min_sparsity or 0, max_sparsity)
-        )
+        names = list(shapes)
+        _check_bounds(check, names, sizes, int(share * sum(sizes)), *bounds(names, sizes, min_sparsity, max_sparsity))
     return share
 
 
@@ -234,20 +233,27 @@ def _input_channels_last(x: Tensor) -> Tensor:
 
 
 def _check_sparsity(
-    check: Checker, form: Pattern, sparsity: float | None, low: float | None, high: float | None
+    check: Checker,
+    form: Pattern,
+    sparsity: float | None,
+    low: float | Mapping[str, float] | None,
+    high: float | None,
 ) -> float:
     """The sparsity to reach; an error where pattern, bounds and wish disagree."""
+    by_name = low if isinstance(low, Mapping) else {}
+    lowest = None if isinstance(low, Mapping) else low
+    named = [(f"min_sparsity[{name!r}]", value) for name, value in by_name.items()]
     if sparsity is None and form.sparsity is None:
         check.fail(f"pattern {form.spec!r} needs a sparsity, got None")
-    for name, value in (("sparsity", sparsity), ("min_sparsity", low), ("max_sparsity", high)):
+    for name, value in [("sparsity", sparsity), ("min_sparsity", lowest), ("max_sparsity", high), *named]:
         # max_sparsity=1 is the bound that bounds nothing.
         if value is not None and not (0 <= check.number(name, value) < 1 or (name == "max_sparsity" and value == 1)):
             check.fail(f"{name} must be at least 0 and below 1, got {value}")
     share = float(sparsity if form.sparsity is None else form.sparsity)  # type: ignore[arg-type]
     if sparsity is not None and abs(share - sparsity) > 1e-3:
         check.fail(f"pattern {form.spec!r} gives sparsity {share:.4g}, got sparsity={sparsity}")
-    if not (low or 0.0) <= share <= (1.0 if high is None else high):
-        check.fail(f"sparsity {share:.4g} is outside of min_sparsity={low}, max_sparsity={high}")
+    if not (lowest or 0.0) <= share <= (1.0 if high is None else high):
+        check.fail(f"sparsity {share:.4g} is outside of min_sparsity={lowest}, max_sparsity={high}")
     return share
 
 
@@ -322,7 +328,11 @@ def _highest_count(share: float, size: int) -> int:
 
 
 def _select_bounded(
-    check: Checker, units: _Units, budget: int, min_sparsity: float, max_sparsity: float | None
+    check: Checker,
+    units: _Units,
+    budget: int,
+    min_sparsity: float | Mapping[str, float] | None,
+    max_sparsity: float | None,
 ) -> list[Tensor]:
     """The best global selection of ``budget`` pruned units with a lowest and a highest count per tensor.
 
@@ -331,7 +341,7 @@ def _select_bounded(
     bounds than below the lower ones, the threshold can only rise, so those tensors stay at their upper bound for
     good (and the other way round); select among the rest with what is left. Each round settles a tensor.
     """
-    low, high = _bounds(units.sizes, min_sparsity, max_sparsity)
+    low, high = bounds(units.names, units.sizes, min_sparsity, max_sparsity)
     _check_bounds(check, units.names, units.sizes, budget, low, high)
     masks: dict[int, Tensor] = {}
     free = list(range(len(units.tensors)))
@@ -352,9 +362,20 @@ def _select_bounded(
         free = [i for i in free if i not in settled]
 
 
-def _bounds(sizes: Sequence[int], min_sparsity: float, max_sparsity: float | None) -> tuple[list[int], list[int]]:
-    """The lowest and the highest count of pruned units of each tensor."""
-    low = [_lowest_count(min_sparsity, size) for size in sizes]
+def bounds(
+    names: Sequence[str],
+    sizes: Sequence[int],
+    min_sparsity: float | Mapping[str, float] | None,
+    max_sparsity: float | None,
+) -> tuple[list[int], list[int]]:
+    """The lowest and the highest count of pruned units of each tensor of ``sizes`` units.
+
+    Example:
+        >>> bounds(["a", "b"], [10, 5], 0.25, None)
+        ([3, 2], [10, 5])
+    """
+    lows = min_sparsity if isinstance(min_sparsity, Mapping) else dict.fromkeys(names, min_sparsity or 0.0)
+    low = [_lowest_count(lows.get(name, 0.0), size) for name, size in zip(names, sizes, strict=True)]
     return low, [_highest_count(1.0 if max_sparsity is None else max_sparsity, size) for size in sizes]
 
 
