@@ -1,0 +1,352 @@
+"""Pruning while training: hooks on the optimizer that score, select and mask."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import ops
+from .groups import LayerGroup
+from .layers import Patterns, PrunableLayer, find_layers
+from .patterns import Pattern, parse_pattern
+from .pruning import divisible_layers, layer_reports
+from .recipe import Rule, make_rules, read_recipe
+from .report import LayerMasks, PruneReport
+
+_ENTRIES = parse_pattern("1x1")
+
+
+class Pruner:
+    """Prunes a model while it is trained, to an exact sparsity.
+
+    Each step of the optimizer then does this, without a change to the training loop:
+
+    1. before it, the criterion scores the weights from the gradients that the optimizer is about to use: summed over
+       accumulated batches, unscaled, and clipped if the loop clips. Where the schedule asks for more sparsity, new
+       masks are selected;
+    2. after it, all pruned entries are set to +0.0, in one call for all layers.
+
+    After step ``end_step`` exactly ``int(sparsity * n)`` of the n units (entries, or blocks) are pruned. A step that
+    a ``GradScaler`` skips for an overflow changes no score, and is not counted; with a fused optimizer, which skips
+    on the device, it is counted, and a selection that was due is made up for in the next step.
+
+    Masks only grow, unless ``regrow``. They take one bit per weight; scores take 4 bytes per weight (2 with
+    ``low_memory_usage``), or per block where the pattern has blocks.
+
+    Args:
+        model: the module to prune, on one device. What ``torch.compile`` or data-parallel wrappers made is unwrapped.
+        optimizer: the optimizer that steps its parameters; a wrapper such as accelerate's is unwrapped. None to call
+            :meth:`on_step_begin`, :meth:`on_before_optimizer_step` and :meth:`on_after_optimizer_step` by hand.
+        criterion, pattern, sparsity, scope, schedule, start_step, end_step, frequency, initial_sparsity, include,
+            exclude, min_sparsity, max_sparsity, criterion_config: see :class:`pruneops.recipe.Rule`. Steps are those
+            of the optimizer. By default the sparsity is 0.8, or what an N:M pattern gives, and the masks change a
+            hundred times on the way. On the way to N:M, fewer of each M are pruned.
+        rules: groups of layers with settings of their own, as mappings; what a rule does not say is taken from the
+            arguments here. A layer belongs to the first rule that names it. Each has its own budget.
+        on_indivisible: a layer that the pattern does not divide: ``skip`` (one warning lists them) or ``error``.
+        regrow: pruned units compete again at each selection.
+        mask_gradients: zero the gradients of pruned weights before the optimizer sees them.
+        mask_optimizer_state: zero what the optimizer keeps for pruned weights, such as momentum, after each step.
+
+    Attributes:
+        step: optimizer steps so far.
+
+    Raises:
+        ValueError: a setting is out of range, nothing is left to prune, or the optimizer does not hold a weight.
+        TypeError: an argument is not of the kind named above.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> pruner = Pruner(model, optimizer, sparsity=0.75, pattern="4x1", end_step=10)
+        >>> for _ in range(10):
+        ...     model(torch.randn(2, 8)).square().sum().backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> pruner.detach().sparsity
+        0.75
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        criterion: str = "snip_momentum",
+        pattern: str | Pattern = "4x1",
+        sparsity: float | None = None,
+        scope: str = "global",
+        schedule: str = "cubic",
+        start_step: int = 0,
+        end_step: int | None = None,
+        frequency: int | None = None,
+        initial_sparsity: float = 0.0,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        min_sparsity: float | None = None,
+        max_sparsity: float | None = None,
+        criterion_config: Mapping[str, Any] | None = None,
+        rules: Sequence[Mapping[str, Any]] | None = None,
+        on_indivisible: str = "skip",
+        regrow: bool = False,
+        mask_gradients: bool = False,
+        mask_optimizer_state: bool = False,
+    ) -> None:
+        settings = {
+            "criterion": criterion, "pattern": pattern, "sparsity": sparsity, "scope": scope, "schedule": schedule,
+            "start_step": start_step, "end_step": end_step, "frequency": frequency, "include": include,
+            "exclude": exclude, "initial_sparsity": initial_sparsity, "min_sparsity": min_sparsity,
+            "max_sparsity": max_sparsity, "criterion_config": criterion_config or {},
+        }  # fmt: skip
+        model = unwrapped(model)
+        self.step = 0
+        self.mask_gradients = mask_gradients
+        self.mask_optimizer_state = mask_optimizer_state
+        self._skipped: list[str] = []
+        self._groups = self._make_groups(model, make_rules(settings, rules), on_indivisible, regrow)
+        self._optimizer = optimizer if optimizer is None else _innermost(optimizer)
+        self._begun = False
+        self._handles: list[Any] = []
+        if self._optimizer is not None:
+            self._check_held(self._optimizer)
+            self._handles = [
+                self._optimizer.register_step_pre_hook(self._before_step),
+                self._optimizer.register_step_post_hook(self._after_step),
+            ]
+
+    @classmethod
+    def from_recipe(
+        cls, model: nn.Module, optimizer: Optimizer | None, recipe: str | Path | Mapping[str, Any], **settings: Any
+    ) -> Pruner:
+        """A pruner from a recipe.
+
+        Args:
+            model, optimizer: as in the constructor.
+            recipe: a YAML file, see :func:`pruneops.recipe.read_recipe`, or its content as a mapping.
+            settings: further arguments of the constructor; stronger than the recipe.
+        """
+        content = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe)
+        for alias, name in (("targets", "include"), ("ignore", "exclude")):
+            if alias in content:
+                content[name] = content.pop(alias)
+        return cls(model, optimizer, **(content | settings))
+
+    @property
+    def layers(self) -> list[PrunableLayer]:
+        """The layers that are pruned, group by group."""
+        return [layer for group in self._groups for layer in group.layers]
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Name -> bool mask of the entries in the shape of the stored parameter, True = keep; made anew each time."""
+        return {layer.name: group.entry_mask(layer) for group in self._groups for layer in group.layers}
+
+    @property
+    def scores(self) -> dict[str, Tensor]:
+        """Name -> score, the criterion's own tensor; -inf where a unit was pruned before the last selection."""
+        return {name: score for group in self._groups for name, score in group.criterion.scores.items()}
+
+    def on_step_begin(self) -> None:
+        """Begin a step; between two optimizer steps only the first call counts. Without one it is implied."""
+        if self._begun:
+            return
+        self._begun = True
+        for group in self._groups:
+            group.begin(self.step + 1)
+
+    def on_before_optimizer_step(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
+        """Score, and select masks where the schedule asks for it; to call between backward and optimizer step.
+
+        Args:
+            grad_scale: what the gradients are still multiplied by, one float32 element.
+            found_inf: one float32 element; not 0 after an overflow.
+
+        Raises:
+            ValueError: a gradient that the criterion reads is missing; the message names it.
+        """
+        self.on_step_begin()
+        step = self.step + 1
+        due = [group for group in self._groups if group.due(step)]
+        # Only a step with a selection waits for the device.
+        if due and found_inf is not None and found_inf.item():
+            return
+        for group in self._groups:
+            group.score(step, grad_scale, found_inf)
+        for group in due:
+            group.select(step)
+        if self.mask_gradients:
+            self._apply(lambda parameter: [parameter.grad])
+
+    def on_after_optimizer_step(self) -> None:
+        """Mask the weights and count the step; to call after the optimizer's step."""
+        for group in self._groups:
+            group.end()
+        self.apply_masks()
+        self.step += 1
+        self._begun = False
+
+    def apply_masks(self) -> None:
+        """Zero the pruned weights, and the optimizer's state for them if that was asked for."""
+        self._apply(lambda parameter: [parameter, *self._state_of(parameter)])
+
+    def detach(self) -> PruneReport:
+        """Take the hooks off: what is left is a plain model with zeros.
+
+        Returns:
+            The report. A warning says so where the schedule has not come to its end.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self.apply_masks()
+        for group in self._groups:
+            if group.reached != group.schedule.sparsity:
+                warnings.warn(
+                    f"Pruner: detached after step {self.step} of {group.schedule.end_step}, at the scheduled sparsity "
+                    f"{group.reached or 0.0:.4g} instead of {group.schedule.sparsity:.4g}",
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return self.report()
+
+    def report(self) -> PruneReport:
+        """Counts per layer and in total, as they are now, and the masks."""
+        rules = [group.rule for group in self._groups]
+        masks = self.masks
+        as_seen = {layer.name: layer.as_stored(masks[layer.name]) for layer in self.layers}
+        return PruneReport(
+            layers=layer_reports(self.layers, masks),
+            criterion=_joined(rule.criterion for rule in rules),
+            pattern=_joined(group.pattern.spec for group in self._groups),
+            scope=_joined(rule.scope for rule in rules),
+            seconds={},
+            skipped=tuple(self._skipped),
+            masks=LayerMasks(self.layers, as_seen, _ENTRIES),
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs, as a flat dict of tensors that safetensors can save.
+
+        ``step``; ``reached``, the scheduled sparsity of each group (NaN before its first selection);
+        ``masks.<layer>``, packed masks of units; ``scores.<layer>`` of criteria with a memory.
+        """
+        reached = [torch.nan if group.reached is None else group.reached for group in self._groups]
+        state = {"step": torch.tensor(self.step), "reached": torch.tensor(reached, dtype=torch.float64)}
+        for group in self._groups:
+            state |= group.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from where :meth:`state_dict` was taken; the model and its optimizer are loaded by their owner.
+
+        Raises:
+            ValueError: it belongs to other layers or other settings; nothing is changed.
+        """
+        known = {"step", "reached"}
+        if missing := sorted(known - state.keys()):
+            raise ValueError(f"load_state_dict: {missing[0]!r} is missing")
+        reached = state["reached"].tolist()
+        if len(reached) != len(self._groups):
+            raise ValueError(
+                f"load_state_dict: the state has {len(reached)} groups of layers, here {len(self._groups)}"
+            )
+        read = [group.read_state(state) for group in self._groups]
+        if odd := sorted(state.keys() - known.union(*(keys for _, keys in read))):
+            raise ValueError(f"load_state_dict: the state has entries for other layers or settings: {', '.join(odd)}")
+        for group, (sections, _), target in zip(self._groups, read, reached, strict=True):
+            group.take_state(sections, None if math.isnan(target) else target)
+        self.step = int(state["step"])
+        self._begun = False
+
+    def _make_groups(self, model: nn.Module, rules: list[Rule], on_indivisible: str, regrow: bool) -> list[LayerGroup]:
+        groups: list[LayerGroup] = []
+        taken: set[int] = set()
+        for rule in rules:
+            found = [x for x in find_layers(model, rule.include, rule.exclude) if id(x.parameter) not in taken]
+            form = parse_pattern(rule.pattern)
+            layers, skipped = divisible_layers(found, form, on_indivisible, "Pruner")
+            # A layer that its rule had to skip is not left to the next one.
+            taken.update(id(layer.parameter) for layer in found)
+            self._skipped += skipped
+            modules = {layer.name: model.get_submodule(layer.name) for layer in layers}
+            groups.append(LayerGroup(rule, layers, modules, regrow))
+        return groups
+
+    def _check_held(self, optimizer: Optimizer) -> None:
+        """Each pruned weight that is trained is a parameter of the optimizer, and an ordinary tensor."""
+        held = {id(x) for group in optimizer.param_groups for x in group["params"]}
+        for layer in self.layers:
+            if type(layer.parameter.data) is not Tensor:
+                kind = type(layer.parameter.data).__name__
+                raise ValueError(f"Pruner: the weight of {layer.name!r} is a {kind}; sharded weights are not supported")
+            if layer.parameter.requires_grad and id(layer.parameter) not in held:
+                raise ValueError(
+                    f"Pruner: the optimizer does not hold the weight of {layer.name!r}. Frameworks that train copies "
+                    "of the weights (DeepSpeed, FSDP with flat parameters) hide the gradients; give the optimizer the "
+                    "model's own parameters, or exclude the layer"
+                )
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # The arguments begin with the optimizer itself.
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is not None and any(group.criterion.needs_gradient for group in self._groups):
+            raise ValueError("Pruner: with a closure the gradients come inside optimizer.step(), too late to be scored")
+        self._check_held(optimizer)
+        # Where GradScaler leaves the unscaling to a fused optimizer, it sets these two for the time of the step.
+        grad_scale, found_inf = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
+        self.on_before_optimizer_step(grad_scale, found_inf)
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.on_after_optimizer_step()
+
+    def _state_of(self, parameter: nn.Parameter) -> list[Tensor]:
+        """What the optimizer keeps for each entry of a parameter."""
+        if not self.mask_optimizer_state or self._optimizer is None:
+            return []
+        state = self._optimizer.state.get(parameter, {})
+        return [x for x in state.values() if isinstance(x, Tensor) and x.shape == parameter.shape]
+
+    def _apply(self, tensors_of: Callable[[nn.Parameter], Sequence[Tensor | None]]) -> None:
+        """Zero the pruned entries of tensors that belong to a parameter, over all layers in one call."""
+        tensors: list[Tensor] = []
+        masks: list[Tensor] = []
+        for group in self._groups:
+            # There are no masks before the first selection.
+            for layer, mask in zip(group.layers, group.stored_masks, strict=bool(group.stored_masks)):
+                found = [x.detach() for x in tensors_of(layer.parameter) if x is not None]
+                tensors += found
+                masks += [mask] * len(found)
+        if tensors:
+            ops.apply_masks_(tensors, masks)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside the wrappers of ``torch.compile`` and of data parallelism."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
+def _innermost(optimizer: Any) -> Optimizer:
+    """The optimizer inside wrappers such as accelerate's, whose own hooks never run."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))

@@ -1,0 +1,82 @@
+"""Small models and loops that the tests of pruning while training share."""
+
+import torch
+from torch import nn
+
+
+class Conv1D(nn.Module):
+    """GPT-2's linear layer: the weight is stored in x out."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf) / nx**0.5)
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class Model(nn.Module):
+    """Linear, convolution, Conv1D and a weight that two modules share; all divisible by 4."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(4, 8, 2)
+        self.fc = nn.Linear(8, 16)
+        self.mlp = Conv1D(8, 16)
+        self.again = nn.Linear(8, 16)
+        self.again.weight = self.fc.weight
+        self.norm = nn.LayerNorm(8)
+        self.lm_head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.conv(x).mean((2, 3))
+        x = self.norm(self.mlp(torch.tanh(self.fc(x))))
+        return self.lm_head(self.mlp(torch.tanh(self.again(x))))
+
+
+#: Shapes of the prunable weights, out x in, by name.
+SHAPES = {"conv": (8, 4, 2, 2), "fc": (16, 8), "mlp": (8, 16)}
+ENTRIES = 128 + 128 + 128
+
+
+def batch(step, size=6):
+    generator = torch.Generator().manual_seed(1000 + step)
+    return torch.randn(size, 4, 3, 3, generator=generator), torch.randint(3, (size,), generator=generator)
+
+
+def loss_of(model, step, size=6):
+    x, y = batch(step, size)
+    return nn.functional.cross_entropy(model(x.to(next(model.parameters()).dtype)).float(), y)
+
+
+def train(model, optimizer, steps, after=lambda step: None, first=0):
+    """Plain training steps, the first one being step ``first``."""
+    for step in range(first, first + steps):
+        loss_of(model, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        after(step + 1)
+    return model
+
+
+def weights(model):
+    """The prunable weights as out x in."""
+    return {"conv": model.conv.weight, "fc": model.fc.weight, "mlp": model.mlp.weight.t()}
+
+
+def blocks_of(x, block):
+    """NumPy array (R/N, C/M, N*M) of the blocks of an out x in or conv weight; conv rows have channels innermost."""
+    x = x.detach().float().numpy()
+    matrix = x.reshape(x.shape[0], -1) if x.ndim == 2 else x.transpose(0, 2, 3, 1).reshape(x.shape[0], -1)
+    n, m = (matrix.shape[i] if b == -1 else b for i, b in enumerate(block))
+    r, c = matrix.shape
+    return matrix.reshape(r // n, n, c // m, m).transpose(0, 2, 1, 3).reshape(r // n, c // m, n * m)
+
+
+def same_state(first, second):
+    """Whether two modules or flat states hold the same bits."""
+    first, second = (x.state_dict() if hasattr(x, "state_dict") else x for x in (first, second))
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[key].view(-1), second[key].view(-1)) for key in first if first[key].numel())
