@@ -17,7 +17,7 @@ from .groups import LayerGroup
 from .layers import Patterns, PrunableLayer, find_layers
 from .patterns import Pattern, parse_pattern
 from .pruning import divisible_layers, layer_reports
-from .recipe import Rule, make_rules, read_recipe
+from .recipe import Rule, make_rules, read_recipe, renamed
 from .report import LayerMasks, PruneReport
 
 _ENTRIES = parse_pattern("1x1")
@@ -132,11 +132,8 @@ class Pruner:
             recipe: a YAML file, see :func:`pruneops.recipe.read_recipe`, or its content as a mapping.
             settings: further arguments of the constructor; stronger than the recipe.
         """
-        content = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe)
-        for alias, name in (("targets", "include"), ("ignore", "exclude")):
-            if alias in content:
-                content[name] = content.pop(alias)
-        return cls(model, optimizer, **(content | settings))
+        content = recipe if isinstance(recipe, Mapping) else read_recipe(recipe)
+        return cls(model, optimizer, **(renamed(content) | settings))
 
     @property
     def layers(self) -> list[PrunableLayer]:

@@ -117,6 +117,11 @@ def _named(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     return found
 
 
+def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under this library's names: ``targets`` is ``include``, ``ignore`` is ``exclude``."""
+    return {_ALIASES.get(name, name): value for name, value in settings.items()}
+
+
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """Read a YAML recipe: settings of :class:`pruneops.Pruner` at the top level, with ``rules`` for groups of layers.
 
@@ -133,7 +138,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
               - pattern: 4x1
 
     Returns:
-        The settings, as keyword arguments of :class:`pruneops.Pruner`.
+        The settings, for :meth:`pruneops.Pruner.from_recipe`.
 
     Raises:
         OSError: the file cannot be read.
@@ -157,4 +162,4 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path}: must hold a mapping, got {type(recipe).__name__}")
-    return {_ALIASES.get(key, key): value for key, value in recipe.items()}
+    return recipe
