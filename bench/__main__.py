@@ -13,21 +13,19 @@ from pathlib import Path
 
 import torch
 
-from .common import Bench, Case, Config
+from .common import Bench, Case, Config, DoesNotFitError
 from .environment import environment
 
 
-def all_cases(config: Config, only: str) -> Iterator[Case]:
-    """The cases whose ``op-name`` matches the glob, of every file that can be imported."""
+def all_cases(config: Config) -> Iterator[Case]:
+    """The cases of every file that can be imported."""
     for path in sorted(Path(__file__).parent.glob("bench_*.py")):
         try:
             module = importlib.import_module(f"bench.{path.stem}")
         except ImportError as error:
             print(f"{path.name}: skipped, {error}", file=sys.stderr)
             continue
-        for case in module.cases(config):
-            if fnmatch(f"{case.op}-{case.name}", only):
-                yield case
+        yield from module.cases(config)
 
 
 def describe(record: dict) -> str:
@@ -45,6 +43,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=("smoke", "default", "full"), default="default")
     parser.add_argument("--only", default="*", help="glob over <op>-<case>")
+    parser.add_argument("--contender", default="*", help="glob over their names")
     parser.add_argument("--budget", type=float, default=float("inf"), help="start no case after so many seconds")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     return parser.parse_args(arguments)
@@ -58,18 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
     config = Config(options.device, options.size)
     bench, records, began, failed = Bench(config), [], time.monotonic(), False
     result = {"machine_info": environment(options.device), "benchmarks": records}
-    for case in all_cases(config, options.only):
+    wanted = [case for case in all_cases(config) if fnmatch(f"{case.op}-{case.name}", options.only)]
+    # The main cases first: the budget may end before the others.
+    for case in sorted(wanted, key=lambda case: not case.headline):
         if time.monotonic() - began > options.budget:
             print(f"{case.op}-{case.name}: skipped, out of time", flush=True)
             continue
-        if not case.fits(options.device):
-            print(f"{case.op}-{case.name}: skipped, needs {case.needs / 2**30:.0f} GiB", flush=True)
-            continue
-        for contender in case.contenders:
-            record = bench.run(case, contender)
-            failed |= contender == "pruneops" and not record["stats"]
-            records.append(record)
-            print(describe(record), flush=True)
+        try:
+            for contender in filter(lambda name: fnmatch(name, options.contender), case.contenders):
+                record = bench.run(case, contender)
+                failed |= contender == "pruneops" and not record["stats"]
+                records.append(record)
+                print(describe(record), flush=True)
+        except DoesNotFitError as error:
+            print(f"{case.op}-{case.name}: skipped, {error}", flush=True)
         if options.output:
             # After every case, so that a run that is cut off leaves what it measured.
             options.output.parent.mkdir(parents=True, exist_ok=True)

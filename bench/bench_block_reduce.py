@@ -22,7 +22,7 @@ def cases(config: Config) -> Iterator[Case]:
         rows, columns = grid(shape, block)
         floor = 4 + 4 * rows * columns / config.n
         yield Case("block_reduce", f"{name}, mean, fp32", config.n, floor,
-                   lambda block=block: (config.randn(*shape), block), contenders,
+                   lambda block=block: (config.noise(*shape), block), contenders,
                    headline=main and not name.startswith("1"))  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def cases(config: Config) -> Iterator[Case]:
     n, shape = config.n, square(config.n)
 
     def mask() -> Tensor:
-        return config.randn(*shape) > 0
+        return config.noise(*shape) > 0
 
     yield Case("pack_mask", "bool to bits", n, 1 + 1 / 8, mask, {
         "pruneops": ops.pack_mask,
@@ -35,7 +35,7 @@ def cases(config: Config) -> Iterator[Case]:
     for name, block in (("4x1", (4, 1)), ("16x16", (16, 16))):
         floor = 1 + 1 / (block[0] * block[1])
         yield Case("expand_block_mask", name, n, floor,
-                   lambda block=block: (config.randn(*grid(shape, block)) > 0, block), {
+                   lambda block=block: (config.noise(*grid(shape, block)) > 0, block), {
             "pruneops": lambda data: ops.expand_block_mask(*data, shape),
             "repeat_interleave": lambda data: inc_expand(*data),
         })  # fmt: skip

@@ -60,8 +60,8 @@ def cases(config: Config) -> Iterator[Case]:
 
     def case(name: str, block: Shape, shapes: list[Shape], dtype: torch.dtype, contenders=peers, **more) -> Case:
         def data() -> Data:
-            weights, grads = ([config.randn(*s, dtype=dtype) for s in shapes] for _ in range(2))
-            return Data(block, [config.randn(*grid(s, block)).abs_() for s in shapes], weights, grads)
+            weights, grads = ([config.noise(*s, dtype=dtype) for s in shapes] for _ in range(2))
+            return Data(block, [config.noise(*grid(s, block)).abs_() for s in shapes], weights, grads)
 
         blocks = sum(rows * columns for rows, columns in (grid(s, block) for s in shapes))
         n = total(shapes)

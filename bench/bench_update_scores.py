@@ -62,8 +62,8 @@ def cases(config: Config) -> Iterator[Case]:
 
     def case(name: str, shapes: list[Shape], dtype: torch.dtype, contenders=peers, **more) -> Case:
         def data() -> Data:
-            weights, grads = ([config.randn(*s, dtype=dtype) for s in shapes] for _ in range(2))
-            return [config.randn(*s).abs_() for s in shapes], weights, grads
+            weights, grads = ([config.noise(*s, dtype=dtype) for s in shapes] for _ in range(2))
+            return [config.noise(*s).abs_() for s in shapes], weights, grads
 
         floor = element_size(fp32, dtype, dtype, fp32)
         needs = int(1.6 * floor * total(shapes))
@@ -76,7 +76,7 @@ def cases(config: Config) -> Iterator[Case]:
     if config.smoke:
         return
     yield Case("update_scores_", "magnitude, fp32, score only written", config.n, 8,
-               lambda: ([torch.empty(one[0], device=config.device)], [config.randn(*one[0])]),
+               lambda: ([torch.empty(one[0], device=config.device)], [config.noise(*one[0])]),
                {"pruneops": _magnitude, "INC eager": _magnitude_eager})  # fmt: skip
     yield case("BERT-base, fp32", BERT_BASE, fp32)
     yield case("GPT 125M, fp32", GPT_125M, fp32)

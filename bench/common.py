@@ -22,8 +22,8 @@ from torch import Tensor
 
 from .memory import available, peak_extra
 
-#: Each contender runs for about so long, within the bounds on its rounds; one that is four times slower runs once.
-PATIENCE_S = 0.5
+#: Each contender runs for about PATIENCE_S, within the bounds on its rounds; one slower than SLOW_S runs once, cold.
+PATIENCE_S, SLOW_S = 0.5, 5.0
 ROUNDS = (3, 25)
 
 
@@ -53,6 +53,15 @@ class Config:
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*shape, device=self.device).to(dtype)
 
+    def noise(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Random values that repeat after some millions: quick to make, for what does not depend on the values."""
+        numel = torch.Size(shape).numel()
+        some = self.randn(min(numel, 2**22 - 1), dtype=dtype)
+        values = torch.empty(numel, dtype=dtype, device=self.device)
+        for part in values.split(some.numel()):
+            part.copy_(some[: part.numel()])
+        return values.reshape(shape)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -73,8 +82,9 @@ class Case:
     #: Bytes that data and peers need at their peak, where that may be more than a machine has.
     needs: int = 0
 
-    def fits(self, device: str) -> bool:
-        return self.needs <= available(device)
+
+class DoesNotFitError(Exception):
+    """A case needs more memory than the device has free."""
 
 
 def warmed(contender: Callable[[Any], object]) -> Callable[[Any], object]:
@@ -109,7 +119,7 @@ def probe(fn: Callable[[], object], device: str) -> tuple[float, int]:
 
 
 def is_slow(seconds: float) -> bool:
-    return seconds > 4 * PATIENCE_S
+    return seconds > SLOW_S
 
 
 def rounds_for(seconds: float) -> tuple[int, int]:
@@ -157,20 +167,30 @@ class Bench:
         self._data: Any = None
 
     def call(self, case: Case, contender: str) -> Callable[[], object]:
-        """The contender as a call without arguments."""
+        """The contender as a call without arguments.
+
+        Raises:
+            DoesNotFitError: the case is too large for the device.
+        """
         if self._case is not case:
-            self._data = None
-            gc.collect()
-            if self.config.device == "cuda":
-                torch.cuda.empty_cache()
-            self._case = case
-            torch.manual_seed(0)
-            self._data = case.data()
-            self.copy.measure()
+            self._prepare(case)
         data, function = self._data, case.contenders[contender]
         if getattr(function, "warmed", False):
             function(data)
         return lambda: function(data)
+
+    def _prepare(self, case: Case) -> None:
+        self._case = self._data = None
+        gc.collect()
+        device = self.config.device
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        if case.needs > available(device):
+            raise DoesNotFitError(f"needs {case.needs / 2**30:.0f} GiB, {available(device) / 2**30:.0f} GiB are free")
+        torch.manual_seed(0)
+        self._data = case.data()
+        self._case = case
+        self.copy.measure()
 
     def facts(self, case: Case, contender: str, peak: int) -> dict[str, object]:
         """What a record says beside its times."""
@@ -198,8 +218,10 @@ class Bench:
             times = [seconds]
             if not is_slow(seconds):
                 times, peak = repeat(call, device), peak_extra(call, device)
-        except (RuntimeError, MemoryError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+        except DoesNotFitError:
+            raise
+        except Exception as error:  # one broken contender does not end a run of many
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             return {**record, "stats": None, "extra_info": {**self.facts(case, contender, 0), "error": reason}}
         stats = {"min": min(times), "max": max(times), "median": median(times), "rounds": len(times)}
         return {**record, "stats": stats, "extra_info": self.facts(case, contender, peak)}

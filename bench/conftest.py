@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .common import Bench, Case, Config, is_slow, probe, rounds_for, seconds_of
+from .common import Bench, Case, Config, DoesNotFitError, is_slow, probe, rounds_for, seconds_of
 from .environment import environment
 from .memory import peak_extra
 
@@ -39,11 +39,11 @@ def timed(benchmark: Any, bench: Bench) -> Callable[[Case, str], None]:
     """Time one contender of a case, and note what the report needs."""
 
     def run(case: Case, contender: str) -> None:
-        if not case.fits("cpu"):
-            pytest.skip(f"needs {case.needs / 2**30:.0f} GiB")
         try:
             call = bench.call(case, contender)
             seconds, peak = probe(call, "cpu")
+        except DoesNotFitError as error:
+            pytest.skip(str(error))
         except RuntimeError as error:
             if contender == "pruneops":
                 raise

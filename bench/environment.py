@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -29,10 +33,11 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str | None:
+    """The commit of the working tree; PRUNEOPS_COMMIT names it in a copy without a repository."""
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
     if commit and _output("git", "status", "--porcelain", "--untracked-files=no"):
         commit += "+changes"
-    return commit
+    return commit or os.environ.get("PRUNEOPS_COMMIT")
 
 
 def environment(device: str) -> dict[str, object]:
@@ -52,3 +57,21 @@ def environment(device: str) -> dict[str, object]:
         facts["driver"] = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
         facts["cuda"] = torch.version.cuda
     return facts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the environment; fail where the device, or with ``--native`` its kernels, are missing."""
+    parser = argparse.ArgumentParser(prog="python -m bench.environment", description=main.__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--native", action="store_true")
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        print(f"torch {torch.__version__} sees no CUDA device", file=sys.stderr)
+        return 1
+    facts = environment(options.device)
+    print(json.dumps(facts, indent=1))
+    return int(options.native and pruneops.backend_info()[options.device] != "native")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

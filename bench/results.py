@@ -1,0 +1,99 @@
+"""Reads the JSON of benchmark runs: for each case its contenders, held against the copy of their own run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OURS = "pruneops"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One contender of a case; ``seconds`` is None where it failed."""
+
+    seconds: float | None
+    rounds: int
+    peak_extra: int
+    error: str | None = None
+
+
+@dataclass
+class Row:
+    """One case with all its contenders, from one run."""
+
+    op: str
+    case: str
+    entries: int
+    floor_bytes: float
+    headline: bool
+    relative_to: str | None
+    copy_bandwidth: float
+    results: dict[str, Result] = field(default_factory=dict)
+
+    @property
+    def ours(self) -> Result:
+        return self.results[OURS]
+
+    @property
+    def peers(self) -> dict[str, Result]:
+        return {name: result for name, result in self.results.items() if name != OURS}
+
+    def fraction(self, result: Result) -> float:
+        """Of the copy bandwidth, at the floor of bytes; 0 for a failure."""
+        return self.floor_bytes / result.seconds / self.copy_bandwidth if result.seconds else 0.0
+
+    def per_entry(self) -> float:
+        return (self.ours.seconds or 0.0) / self.entries
+
+
+@dataclass
+class Run:
+    """All rows of one device, and the machines that they come from."""
+
+    device: str
+    machines: list[dict[str, Any]] = field(default_factory=list)
+    copies: list[float] = field(default_factory=list)
+    rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+
+    def relative(self, row: Row) -> float | None:
+        """Time per entry over that of the case that this one is held against."""
+        base = self.rows.get((row.op, row.relative_to or ""))
+        if base is None or not (base.ours.seconds and row.ours.seconds):
+            return None
+        return row.per_entry() / base.per_entry()
+
+    def headlines(self) -> list[Row]:
+        return [row for row in self.rows.values() if row.headline]
+
+
+def load(paths: list[Path]) -> dict[str, Run]:
+    """Runs by device. A case of a later file replaces that of an earlier one whole: ratios stay within one run."""
+    runs: dict[str, Run] = {}
+    for path in paths:
+        content = json.loads(path.read_text())
+        machine = content["machine_info"]
+        run = runs.setdefault(machine["device"], Run(machine["device"]))
+        rows = _rows(content["benchmarks"])
+        if rows:
+            run.machines.append(machine)
+            run.copies.append(next(iter(rows.values())).copy_bandwidth)
+            run.rows.update(rows)
+    return runs
+
+
+def _rows(records: list[dict[str, Any]]) -> dict[tuple[str, str], Row]:
+    best_copy = max((record["extra_info"]["copy_bandwidth"] for record in records), default=0.0)
+    rows: dict[tuple[str, str], Row] = {}
+    for record in records:
+        facts, stats = record["extra_info"], record["stats"] or {}
+        key = (facts["op"], facts["case"])
+        if key not in rows:
+            rows[key] = Row(*key, facts["entries"], facts["floor_bytes"], facts["headline"], facts["relative_to"],
+                            best_copy)  # fmt: skip
+        rows[key].results[facts["contender"]] = Result(
+            stats.get("median"), stats.get("rounds", 0), facts["peak_extra_bytes"], facts.get("error")
+        )
+    return {key: row for key, row in rows.items() if OURS in row.results}
