@@ -115,10 +115,14 @@ class _Criterion(PruningCriterion):
 
     def __init__(self, modules: dict[str, Any], config: Mapping[str, Any], pattern: Any = "pytorch") -> None:
         reduces = hasattr(pattern, "reduce_score")
-        self._blocks = {key: tuple(size) for key, size in pattern.block_size.items()} if reduces else {}
+        odd = getattr(pattern, "invalid_layers", ())
+        self._blocks = {key: tuple(x) for key, x in pattern.block_size.items() if key not in odd} if reduces else {}
         self._held = pattern.keep_mask_layers if reduces else {}
-        for key in getattr(pattern, "invalid_layers", ()):
-            modules.pop(key, None)  # The pruner's own dict: it fails on a layer that the pattern does not divide.
+        for key in odd:  # Layers that the pattern does not divide, on which Neural Compressor itself fails.
+            if reduces:
+                self._held[key] = True
+            else:
+                modules.pop(key, None)
         low_memory = config.get("low_memory_usage") and not self.memoryless
         settings = {**config, "pattern": "1x1", "block_scores": False, "low_memory_usage": low_memory}
         super().__init__(modules, settings, pattern if isinstance(pattern, str) else "pytorch")
@@ -130,7 +134,7 @@ class _Criterion(PruningCriterion):
         groups: dict[tuple[int, int] | None, list[str]] = {}
         for key in self.modules if keys is None else keys:
             groups.setdefault(self._block(key), []).append(key)
-            if alpha != 0 and key in self._held:
+            if alpha != 0 and key in self._blocks:
                 self._held[key] = False  # With momentum, a layer at its bound is selected anew each time.
         for block, group in groups.items():
             self.block_scores, self.pattern = block is not None, Pattern("", block=block)
