@@ -193,15 +193,19 @@ class Pruner:
         """Zero the pruned weights, and the optimizer's state for them if that was asked for."""
         self._apply(lambda parameter: [parameter, *self._state_of(parameter)])
 
+    def remove_hooks(self) -> None:
+        """Leave the optimizer alone from now on."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
     def detach(self) -> PruneReport:
         """Take the hooks off: what is left is a plain model with zeros.
 
         Returns:
             The report. A warning says so where the schedule has not come to its end.
         """
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        self.remove_hooks()
         self.apply_masks()
         for group in self._groups:
             if group.reached != group.schedule.sparsity:

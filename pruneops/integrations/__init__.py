@@ -1,1 +1,1 @@
-"""Adapters to other libraries; importing one of them imports nothing of the library itself until it is used."""
+"""Pruning inside the training frameworks of others; each module needs the library that it is named after."""
