@@ -58,8 +58,12 @@ def selftest(emulation_build):
 
 #: The emulated kernels as they are launched, and with grids that make blocks loop or leave some without work; the
 #: CPU kernels on one and on three threads.
-BACKENDS = {"cuda": ("cuda", 0), "cuda-2-blocks": ("cuda", 2), "cuda-7-blocks": ("cuda", 7), "cpu": ("cpu", 1),
-            "cpu-3-threads": ("cpu", 3)}  # fmt: skip
+BACKENDS = {
+    "emulated": ("cuda", 0),
+    "emulated-3-blocks": ("cuda", 3),
+    "cpu": ("cpu", 1),
+    "cpu-3-threads": ("cpu", 3),
+}
 
 
 @pytest.fixture(scope="session")

@@ -110,9 +110,7 @@ class Backend:
 
     def _select_all(self, scores, outs, grads=None, norms=None):
         nothing = [None] * len(scores)
-        return [
-            self._select(*entry) for entry in zip(scores, outs, grads or nothing, norms or nothing, strict=True)
-        ]
+        return [self._select(*entry) for entry in zip(scores, outs, grads or nothing, norms or nothing, strict=True)]
 
     def kth_value(self, scores, k, dtype="float32", metric="stored", **inputs):
         value = self.undefined(1, dtype)
@@ -128,7 +126,9 @@ class Backend:
 
     def row_topk_mask(self, score, out, keep, metric="stored", **inputs):
         row = score.shape[-1]
-        self.kernels.row_topk_mask(self._select(score, out, **inputs), getattr(self.module.Metric, metric), row, row - keep)
+        self.kernels.row_topk_mask(
+            self._select(score, out, **inputs), getattr(self.module.Metric, metric), row, row - keep
+        )
 
     def nm_mask(self, score, out, n, m, metric="stored", **inputs):
         self.kernels.nm_mask(self._select(score, out, **inputs), getattr(self.module.Metric, metric), n, m)

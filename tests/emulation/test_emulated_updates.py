@@ -142,7 +142,9 @@ GEOMETRIES = [((4, 1), (4, 1)), ((64, 40), (4, 1)), ((24, 64), (1, 8)), ((64, 64
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_blocks(backend, shape, block, layout):
     check_blocks(backend, shape, block, layout=layout)
-    check_blocks(backend, shape, block, layout=layout, metric="mask_fisher", alpha=0.5, dtypes=("float32", *["bfloat16"] * 2))
+    check_blocks(
+        backend, shape, block, layout=layout, metric="mask_fisher", alpha=0.5, dtypes=("float32", *["bfloat16"] * 2)
+    )
 
 
 @pytest.mark.parametrize("metric", BLOCK_METRICS)
@@ -160,7 +162,9 @@ def test_block_dtypes(backend, dtypes):
 def test_a_nan_wins_the_maximum(backend):
     weight = np.where(np.arange(64).reshape(8, 8) == 27, np.nan, 1.0).astype(np.float32)
     place = backend.undefined((2, 2))
-    backend.update_block_scores([place], [Laid(backend, weight)], [None], block=(4, 4), metric="magnitude", reduce="max")
+    backend.update_block_scores(
+        [place], [Laid(backend, weight)], [None], block=(4, 4), metric="magnitude", reduce="max"
+    )
     assert_same(place.read(), np.float32([[np.nan, 1], [1, 1]]))
 
 

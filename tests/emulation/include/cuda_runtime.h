@@ -1,18 +1,28 @@
-// Stands in for the CUDA runtime's header: with it first on the include path, device code and launchers compile
-// with a host compiler and run on the emulated grid. Streams are ignored, as everything happens at once.
+// Stands in for the CUDA runtime's header: with it first on the include path, device code and launchers
+// compile with a host compiler and run on the emulated grid. Streams are ignored, as everything happens at
+// once.
 #pragma once
 
 #include "emulation/types.h"
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice,
+  cudaMemcpyDefault
+};
 using cudaStream_t = struct CUstream_st*;
 
 #include "emulation/device.h"
 #include "emulation/launch.h"
 
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
+inline cudaError_t cudaPeekAtLastError() {
+  return cudaSuccess;
+}
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "invalid argument";
 }
@@ -22,7 +32,8 @@ inline cudaError_t cudaMemsetAsync(void* begin, int value, size_t bytes, cudaStr
   return cudaSuccess;
 }
 
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t = nullptr) {
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t = nullptr) {
   emulation::copy(to, from, bytes);
   return cudaSuccess;
 }

@@ -1,5 +1,5 @@
-// The launchers of csrc/cuda on the emulated grid, and the kernels of csrc/cpu beside them, for tests in NumPy.
-// Tensors are addresses into memory that the emulation knows.
+// The launchers of csrc/cuda on the emulated grid, and the kernels of csrc/cpu beside them, for tests in
+// NumPy. Tensors are addresses into memory that the emulation knows.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -24,23 +24,29 @@ using Address = uintptr_t;
 using Bytes = py::array_t<uint8_t, py::array::c_style>;
 
 template <class T>
-T* at(Address address) { return reinterpret_cast<T*>(address); }
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
 
-// ---- memory ---------------------------------------------------------------------------------------------------
+// ---- memory
+// ---------------------------------------------------------------------------------------------------
 
 enum class Kind {
-  device,   // undefined until written, and known to the emulation
-  sparse,   // all 0, taking up memory only where it is touched: for ranges past 2^32
-  host      // for the CPU kernels; starts as NaNs
+  device,  // undefined until written, and known to the emulation
+  sparse,  // all 0, taking up memory only where it is touched: for ranges past 2^32
+  host     // for the CPU kernels; starts as NaNs
 };
 
 class Memory {
  public:
   Memory(size_t bytes, Kind kind) : bytes_(bytes), kind_(kind) {
     switch (kind) {
-      case Kind::device: begin_ = emulation::allocate(bytes); break;
+      case Kind::device:
+        begin_ = emulation::allocate(bytes);
+        break;
       case Kind::sparse:
-        begin_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        begin_ =
+            mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (begin_ == MAP_FAILED) throw std::bad_alloc();
         emulation::adopt(begin_, bytes);
         break;
@@ -61,7 +67,9 @@ class Memory {
   Memory& operator=(const Memory&) = delete;
 
   Address address() const { return reinterpret_cast<Address>(begin_); }
-  void write(const Bytes& data, size_t offset) { emulation::copy(at<char>(address()) + offset, data.data(), data.size()); }
+  void write(const Bytes& data, size_t offset) {
+    emulation::copy(at<char>(address()) + offset, data.data(), data.size());
+  }
   Bytes read(size_t bytes, size_t offset) const {
     Bytes data(static_cast<py::ssize_t>(bytes));
     emulation::copy(data.mutable_data(), at<char>(address()) + offset, bytes);
@@ -74,7 +82,8 @@ class Memory {
   void* begin_ = nullptr;
 };
 
-// ---- the two backends -----------------------------------------------------------------------------------------
+// ---- the two backends
+// -----------------------------------------------------------------------------------------
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
@@ -92,7 +101,9 @@ void run_pool(int64_t tasks, cpu::Pool::Range range, void* context) {
   for (auto& thread : threads) thread.join();
 }
 
-cpu::Pool pool() { return {cpu_threads, run_pool}; }
+cpu::Pool pool() {
+  return {cpu_threads, run_pool};
+}
 
 // The launchers as functions that throw, with scratch memory of exactly the size that they ask for.
 struct Cuda {
@@ -100,12 +111,16 @@ struct Cuda {
   static Scratch scratch(int64_t bytes) { return {emulation::allocate(bytes), emulation::release}; }
 
   template <auto kLaunch, class... Args>
-  static void call(const Args&... args) { check(kLaunch(args..., cudaStream_t{})); }
+  static void call(const Args&... args) {
+    check(kLaunch(args..., cudaStream_t{}));
+  }
 
-  static void kth_value(const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value, Dtype dtype) {
+  static void kth_value(const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value,
+                        Dtype dtype) {
     const auto count = static_cast<int64_t>(tensors.size());
     const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
-    check(cuda::kth_value(tensors.data(), count, metric, k, at<void>(value), dtype, work.get(), cudaStream_t{}));
+    check(cuda::kth_value(tensors.data(), count, metric, k, at<void>(value), dtype, work.get(),
+                          cudaStream_t{}));
   }
   static void topk_mask(const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, bool prune_ties) {
     const auto count = static_cast<int64_t>(tensors.size());
@@ -155,9 +170,10 @@ void bind_cpu(py::module_ m) {
   m.def("update_block_scores", [](const std::vector<BlockTensor>& tensors, const UpdateRule& rule) {
     kernels().update_block_scores(tensors.data(), tensors.size(), rule, pool());
   });
-  m.def("kth_value", [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value, Dtype dtype) {
-    kernels().kth_value(tensors.data(), tensors.size(), metric, k, at<void>(value), dtype, pool());
-  });
+  m.def("kth_value",
+        [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value, Dtype dtype) {
+          kernels().kth_value(tensors.data(), tensors.size(), metric, k, at<void>(value), dtype, pool());
+        });
   m.def("topk_mask", [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, bool prune_ties) {
     kernels().topk_mask(tensors.data(), tensors.size(), metric, k, prune_ties, pool());
   });
@@ -173,7 +189,8 @@ void bind_cpu(py::module_ m) {
   m.def("apply_block_masks", [](const std::vector<BlockMaskTensor>& tensors) {
     kernels().apply_block_masks(tensors.data(), tensors.size(), pool());
   });
-  m.def("expand_block_mask", [](const BlockMaskTensor& tensor) { kernels().expand_block_mask(tensor, pool()); });
+  m.def("expand_block_mask",
+        [](const BlockMaskTensor& tensor) { kernels().expand_block_mask(tensor, pool()); });
   m.def("pack_mask", [](Address mask, Address packed, int64_t numel) {
     kernels().pack_mask(at<bool>(mask), at<uint8_t>(packed), numel, pool());
   });
@@ -185,7 +202,8 @@ void bind_cpu(py::module_ m) {
   });
 }
 
-// ---- the structures of csrc/math ------------------------------------------------------------------------------
+// ---- the structures of csrc/math
+// ------------------------------------------------------------------------------
 
 void bind_structures(py::module_ m) {
   py::enum_<Dtype>(m, "Dtype")
@@ -216,21 +234,24 @@ void bind_structures(py::module_ m) {
   }));
   py::class_<Block>(m, "Block").def(py::init([](int64_t n, int64_t m) { return Block{n, m}; }));
   py::class_<UpdateRule>(m, "UpdateRule")
-      .def(py::init([](Metric metric, Reduce reduce, double alpha, double beta, Address grad_scale, Address found_inf,
-                       bool skip_nonfinite) {
-        return UpdateRule{metric, reduce, alpha, beta, at<float>(grad_scale), at<float>(found_inf), skip_nonfinite};
+      .def(py::init([](Metric metric, Reduce reduce, double alpha, double beta, Address grad_scale,
+                       Address found_inf, bool skip_nonfinite) {
+        return UpdateRule{metric,        reduce, alpha, beta, at<float>(grad_scale), at<float>(found_inf),
+                          skip_nonfinite};
       }));
   py::class_<UpdateTensor>(m, "UpdateTensor")
       .def(py::init([](Address score, Address weight, Address grad, int64_t numel, Dtype score_dtype,
                        Dtype weight_dtype, Dtype grad_dtype) {
-        return UpdateTensor{at<void>(score), at<void>(weight), at<void>(grad), numel, score_dtype, weight_dtype,
-                            grad_dtype};
+        return UpdateTensor{at<void>(score), at<void>(weight), at<void>(grad), numel,
+                            score_dtype,     weight_dtype,     grad_dtype};
       }));
   py::class_<BlockTensor>(m, "BlockTensor")
       .def(py::init([](Address score, Address weight, Address grad, Matrix matrix, Strides weight_strides,
-                       Strides grad_strides, Block block, Dtype score_dtype, Dtype weight_dtype, Dtype grad_dtype) {
-        return BlockTensor{at<void>(score), at<void>(weight), at<void>(grad), matrix,       weight_strides,
-                           grad_strides,    block,            score_dtype,    weight_dtype, grad_dtype};
+                       Strides grad_strides, Block block, Dtype score_dtype, Dtype weight_dtype,
+                       Dtype grad_dtype) {
+        return BlockTensor{at<void>(score), at<void>(weight), at<void>(grad), matrix,
+                           weight_strides,  grad_strides,     block,          score_dtype,
+                           weight_dtype,    grad_dtype};
       }));
   py::class_<SelectTensor>(m, "SelectTensor")
       .def(py::init([](Address weight, Address grad, Address norm, Address mask, int64_t numel, int64_t cols,
@@ -243,9 +264,10 @@ void bind_structures(py::module_ m) {
         return MaskTensor{at<void>(data), at<uint8_t>(mask), numel, element_size, packed};
       }));
   py::class_<BlockMaskTensor>(m, "BlockMaskTensor")
-      .def(py::init([](Address data, Address mask, Matrix matrix, Strides strides, Block block, int32_t element_size) {
-        return BlockMaskTensor{at<void>(data), at<bool>(mask), matrix, strides, block, element_size};
-      }));
+      .def(py::init(
+          [](Address data, Address mask, Matrix matrix, Strides strides, Block block, int32_t element_size) {
+            return BlockMaskTensor{at<void>(data), at<bool>(mask), matrix, strides, block, element_size};
+          }));
   py::class_<SlabTensor>(m, "SlabTensor")
       .def(py::init([](Address source, Address target, int64_t outer, int64_t slab_bytes, int64_t instances,
                        int64_t kept) {
@@ -260,7 +282,10 @@ PYBIND11_MODULE(_emulation, m) {
   m.def("set_seed", emulation::set_seed, py::arg("seed"));
   m.def("set_grid", emulation::set_grid, py::arg("blocks"));
   m.def("set_block_window", emulation::set_block_window, py::arg("first"), py::arg("count"));
-  py::enum_<Kind>(m, "Kind").value("device", Kind::device).value("sparse", Kind::sparse).value("host", Kind::host);
+  py::enum_<Kind>(m, "Kind")
+      .value("device", Kind::device)
+      .value("sparse", Kind::sparse)
+      .value("host", Kind::host);
   py::class_<Memory>(m, "Memory")
       .def(py::init<size_t, Kind>(), py::arg("bytes"), py::arg("kind"))
       .def_property_readonly("address", &Memory::address)

@@ -13,14 +13,17 @@
 namespace emulation {
 namespace {
 
-size_t page_bytes() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
+size_t page_bytes() {
+  return static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
 
 }  // namespace
 
 // The page below the stack is never mapped in: running over the end of the stack faults at once.
 Fiber::Fiber() {
   const size_t bytes = kStackBytes + page_bytes();
-  void* mapping = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* mapping =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping == MAP_FAILED) throw std::bad_alloc();
   mprotect(mapping, page_bytes(), PROT_NONE);
   mapping_ = static_cast<char*>(mapping);
@@ -28,7 +31,9 @@ Fiber::Fiber() {
   context.stack_bytes = kStackBytes;
 }
 
-Fiber::~Fiber() { munmap(mapping_, kStackBytes + page_bytes()); }
+Fiber::~Fiber() {
+  munmap(mapping_, kStackBytes + page_bytes());
+}
 
 #if defined(EMULATION_USES_UCONTEXT)
 
@@ -40,12 +45,15 @@ void Fiber::prepare(void (*entry)()) {
   makecontext(&context.machine, entry, 0);
 }
 
-static void switch_machine(Context& from, Context& to) { swapcontext(&from.machine, &to.machine); }
+static void switch_machine(Context& from, Context& to) {
+  swapcontext(&from.machine, &to.machine);
+}
 
 #else
 
-// swapcontext makes a system call for the signal mask, a hundred times the cost of this. The registers that the
-// System V ABI lets a callee keep are saved on the stack that is left and taken from the one that is entered.
+// swapcontext makes a system call for the signal mask, a hundred times the cost of this. The registers that
+// the System V ABI lets a callee keep are saved on the stack that is left and taken from the one that is
+// entered.
 asm(R"(
 .text
 .p2align 4
@@ -99,7 +107,9 @@ void on_fiber_entry(Context& scheduler) {
 
 #else
 
-void switch_context(Context& from, Context& to) { switch_machine(from, to); }
+void switch_context(Context& from, Context& to) {
+  switch_machine(from, to);
+}
 void on_fiber_entry(Context&) {}
 
 #endif

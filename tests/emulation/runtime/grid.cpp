@@ -1,5 +1,5 @@
-// Runs the blocks of a grid one after another, and the threads of a block as fibers that give way at barriers, warp
-// operations and atomics; which goes on is drawn at random.
+// Runs the blocks of a grid one after another, and the threads of a block as fibers that give way at
+// barriers, warp operations and atomics; which goes on is drawn at random.
 #include "grid.h"
 
 #include <algorithm>
@@ -26,7 +26,9 @@ uint64_t window_first = 0, window_count = ~uint64_t{0};
 
 constexpr uint64_t kMaxThreads = 1024, kMaxParameters = 32764, kMaxBlocksRun = 1 << 20;
 
-uint64_t volume(const dim3& size) { return uint64_t{size.x} * size.y * size.z; }
+uint64_t volume(const dim3& size) {
+  return uint64_t{size.x} * size.y * size.z;
+}
 
 uint3 unravel(uint64_t index, const dim3& size) {
   const uint64_t row = index / size.x;
@@ -51,15 +53,16 @@ void check_config(const Config& config, const Kernel& kernel) {
                   place({block.x, block.y, block.z}) + " is empty");
   }
   if (volume(block) > kMaxThreads || block.z > 64) {
-    refuse_launch("a block of " + std::to_string(volume(block)) + " threads, at most " + std::to_string(kMaxThreads) +
-                  " fit (64 along z)");
+    refuse_launch("a block of " + std::to_string(volume(block)) + " threads, at most " +
+                  std::to_string(kMaxThreads) + " fit (64 along z)");
   }
   if (grid_size.x > 0x7fffffffu || grid_size.y > 0xffffu || grid_size.z > 0xffffu) {
     refuse_launch("a grid of " + place({grid_size.x, grid_size.y, grid_size.z}) +
                   " blocks, at most (2147483647,65535,65535) are allowed");
   }
   if (shared > kMaxShared) {
-    refuse_launch(std::to_string(shared) + " bytes of dynamic shared memory, at most " + std::to_string(kMaxShared));
+    refuse_launch(std::to_string(shared) + " bytes of dynamic shared memory, at most " +
+                  std::to_string(kMaxShared));
   }
   if (kernel.parameter_bytes > kMaxParameters) {
     refuse_launch(std::to_string(kernel.parameter_bytes) + " bytes of parameters, at most " +
@@ -85,9 +88,9 @@ void resume(Thread& thread) {
   const Thread& thread = *grid.refused_thread;
   const std::string line = source_line(grid.refused_site);
   std::ostringstream text;
-  text << "kernel " << function_name(grid.kernel.address) << ", block " << place(block_of(grid.serial)) << ", thread "
-       << place(thread.index) << (line.empty() ? "" : ", " + line) << ": " << grid.refused << " (seed "
-       << current_seed << ")";
+  text << "kernel " << function_name(grid.kernel.address) << ", block " << place(block_of(grid.serial))
+       << ", thread " << place(thread.index) << (line.empty() ? "" : ", " + line) << ": " << grid.refused
+       << " (seed " << current_seed << ")";
   throw Refusal(text.str());
 }
 
@@ -135,7 +138,9 @@ uint64_t seed() {
   return current_seed;
 }
 
-void set_grid(unsigned blocks) { grid_blocks = blocks; }
+void set_grid(unsigned blocks) {
+  grid_blocks = blocks;
+}
 
 void set_block_window(uint64_t first, uint64_t count) {
   window_first = first;
@@ -179,7 +184,9 @@ void switch_to_scheduler() {
   switch_context(self->fiber.context, grid.scheduler);
 }
 
-uint3 block_of(uint64_t serial) { return unravel(grid.order[serial - grid.first_serial], grid.config.grid); }
+uint3 block_of(uint64_t serial) {
+  return unravel(grid.order[serial - grid.first_serial], grid.config.grid);
+}
 
 std::string place(const uint3& at) {
   return "(" + std::to_string(at.x) + "," + std::to_string(at.y) + "," + std::to_string(at.z) + ")";
@@ -187,7 +194,8 @@ std::string place(const uint3& at) {
 
 void refuse(const std::string& why, const void* site, Thread* thread) {
   if (thread == nullptr) {
-    std::fprintf(stderr, "emulation, on the host%s%s: %s\n", site ? ", " : "", source_line(site).c_str(), why.c_str());
+    std::fprintf(stderr, "emulation, on the host%s%s: %s\n", site ? ", " : "", source_line(site).c_str(),
+                 why.c_str());
     std::abort();
   }
   grid.refused = why;
@@ -197,15 +205,28 @@ void refuse(const std::string& why, const void* site, Thread* thread) {
   std::abort();
 }
 
-// ---- what device code calls -----------------------------------------------------------------------------------
+// ---- what device code calls
+// -----------------------------------------------------------------------------------
 
-uint3 thread_index() { return current->index; }
-uint3 block_index() { return block_of(grid.serial); }
-dim3 block_size() { return grid.config.block; }
-dim3 grid_size() { return grid.config.grid; }
-unsigned lane() { return current->lane(); }
+uint3 thread_index() {
+  return current->index;
+}
+uint3 block_index() {
+  return block_of(grid.serial);
+}
+dim3 block_size() {
+  return grid.config.block;
+}
+dim3 grid_size() {
+  return grid.config.grid;
+}
+unsigned lane() {
+  return current->lane();
+}
 
-void trap(const char* what) { refuse(what, __builtin_return_address(0)); }
+void trap(const char* what) {
+  refuse(what, __builtin_return_address(0));
+}
 
 void thread_fence() {}
 

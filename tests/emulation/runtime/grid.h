@@ -30,8 +30,8 @@ struct Thread {
   uint64_t value = 0;
   uint64_t gathered[kLanes];
 
-  // A vector clock over the lanes of the warp: how many of each lane's __syncwarp come before what this thread does
-  // now. Block barriers are counted in Grid::epoch.
+  // A vector clock over the lanes of the warp: how many of each lane's __syncwarp come before what this
+  // thread does now. Block barriers are counted in Grid::epoch.
   uint32_t clock[kLanes];
   uint64_t accesses = 0;  // since it last gave way
 
@@ -46,10 +46,10 @@ struct Grid {
   Context scheduler;
   std::vector<std::unique_ptr<Thread>> threads;  // kept from launch to launch, as their stacks are
   std::vector<unsigned> ready;
-  unsigned size = 0;         // threads of a block
-  unsigned at_barrier = 0;   // threads that wait there
+  unsigned size = 0;        // threads of a block
+  unsigned at_barrier = 0;  // threads that wait there
   int barrier_result = 0;
-  uint32_t epoch = 0;        // barriers that the block has passed
+  uint32_t epoch = 0;         // barriers that the block has passed
   uint64_t first_serial = 1;  // serial number, over all launches, of the first block of this one
   uint64_t serial = 0;
   std::vector<uint64_t> order;  // order[i] is the linear index of the block with serial first_serial + i

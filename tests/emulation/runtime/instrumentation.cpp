@@ -1,6 +1,6 @@
-// The compiler reports what device code does through the entry points of its sanitizers: -fsanitize=thread calls one
-// before every access to memory, -fsanitize=undefined where behaviour is undefined. The emulation defines these
-// entry points itself, so the sanitizers' own libraries are not linked.
+// The compiler reports what device code does through the entry points of its sanitizers: -fsanitize=thread
+// calls one before every access to memory, -fsanitize=undefined where behaviour is undefined. The emulation
+// defines these entry points itself, so the sanitizers' own libraries are not linked.
 #include <cstring>
 #include <string>
 
@@ -45,20 +45,25 @@ struct Bounds {
 
 [[noreturn]] void undefined(const Location& at, const std::string& why) {
   const char* slash = std::strrchr(at.file, '/');
-  emulation::refuse(why + " [" + (slash != nullptr ? slash + 1 : at.file) + ":" + std::to_string(at.line) + "]",
-                    nullptr);
+  emulation::refuse(
+      why + " [" + (slash != nullptr ? slash + 1 : at.file) + ":" + std::to_string(at.line) + "]", nullptr);
 }
 
 }  // namespace
 
 extern "C" {
 
-void __tsan_init() {}
+// Called as each instrumented module is loaded.
+void __tsan_init() {
+  emulation::is_instrumented = true;
+}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 
-#define EMULATION_ACCESS(name, bytes, kind) \
-  void name(void* address) { check(address, bytes, kind, __builtin_return_address(0)); }
+#define EMULATION_ACCESS(name, bytes, kind)                   \
+  void name(void* address) {                                  \
+    check(address, bytes, kind, __builtin_return_address(0)); \
+  }
 EMULATION_ACCESS(__tsan_read1, 1, AccessKind::read)
 EMULATION_ACCESS(__tsan_read2, 2, AccessKind::read)
 EMULATION_ACCESS(__tsan_read4, 4, AccessKind::read)
@@ -91,7 +96,8 @@ void __ubsan_handle_type_mismatch_v1(const Mismatch* data, uintptr_t address) {
   const std::string type(data->type->name);
   if (address == 0) undefined(data->at, "null pointer to " + type);
   if (address % alignment != 0) {
-    undefined(data->at, "misaligned address for " + type + ", which needs " + std::to_string(alignment) + " bytes");
+    undefined(data->at,
+              "misaligned address for " + type + ", which needs " + std::to_string(alignment) + " bytes");
   }
   undefined(data->at, "object too small for " + type);
 }
@@ -102,8 +108,10 @@ void __ubsan_handle_out_of_bounds(const Bounds* data, uintptr_t index) {
   undefined(data->at, "index " + value + " out of bounds of " + data->array->name);
 }
 
-#define EMULATION_UNDEFINED(name, why) \
-  void __ubsan_handle_##name(const Location* at) { undefined(*at, why); }
+#define EMULATION_UNDEFINED(name, why)             \
+  void __ubsan_handle_##name(const Location* at) { \
+    undefined(*at, why);                           \
+  }
 EMULATION_UNDEFINED(add_overflow, "signed addition overflows")
 EMULATION_UNDEFINED(sub_overflow, "signed subtraction overflows")
 EMULATION_UNDEFINED(mul_overflow, "signed multiplication overflows")

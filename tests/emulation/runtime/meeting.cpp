@@ -1,4 +1,5 @@
-// Where threads wait for each other: block barriers, warp operations, and what is wrong when no one can go on.
+// Where threads wait for each other: block barriers, warp operations, and what is wrong when no one can go
+// on.
 #include <algorithm>
 #include <cstring>
 #include <sstream>
@@ -14,36 +15,55 @@ constexpr uint32_t kMaxBarriers = (1 << 16) - 1, kMaxWarpBarriers = (1 << 11) - 
 
 const char* name(Collective operation) {
   switch (operation) {
-    case Collective::syncwarp: return "__syncwarp";
-    case Collective::shfl: return "__shfl_sync";
-    case Collective::shfl_up: return "__shfl_up_sync";
-    case Collective::shfl_down: return "__shfl_down_sync";
-    case Collective::shfl_xor: return "__shfl_xor_sync";
-    case Collective::ballot: return "__ballot_sync";
-    case Collective::any: return "__any_sync";
-    case Collective::all: return "__all_sync";
-    case Collective::match_any: return "__match_any_sync";
-    case Collective::match_all: return "__match_all_sync";
-    case Collective::reduce: return "__reduce_add_sync";
+    case Collective::syncwarp:
+      return "__syncwarp";
+    case Collective::shfl:
+      return "__shfl_sync";
+    case Collective::shfl_up:
+      return "__shfl_up_sync";
+    case Collective::shfl_down:
+      return "__shfl_down_sync";
+    case Collective::shfl_xor:
+      return "__shfl_xor_sync";
+    case Collective::ballot:
+      return "__ballot_sync";
+    case Collective::any:
+      return "__any_sync";
+    case Collective::all:
+      return "__all_sync";
+    case Collective::match_any:
+      return "__match_any_sync";
+    case Collective::match_all:
+      return "__match_all_sync";
+    case Collective::reduce:
+      return "__reduce_add_sync";
   }
   return "";
 }
 
+Thread& lane_of(const Thread& thread, unsigned lane) {
+  return *grid.threads[thread.warp() * kLanes + lane];
+}
 
-Thread& lane_of(const Thread& thread, unsigned lane) { return *grid.threads[thread.warp() * kLanes + lane]; }
+unsigned lanes_in_warp(const Thread& thread) {
+  return std::min(kLanes, grid.size - thread.warp() * kLanes);
+}
 
-unsigned lanes_in_warp(const Thread& thread) { return std::min(kLanes, grid.size - thread.warp() * kLanes); }
+// Whether a lane has come to the same operation with the same mask.
+bool has_come(const Thread& self, unsigned lane) {
+  if (lane >= lanes_in_warp(self)) return false;
+  const Thread& other = lane_of(self, lane);
+  return other.state == State::at_collective && other.collective == self.collective &&
+         other.mask == self.mask;
+}
 
-// Lanes that the mask names and that have not come to this operation with this mask.
-uint32_t missing_lanes(const Thread& self) {
-  uint32_t missing = 0;
-  for (unsigned i = 0; i < kLanes; ++i) {
-    if (!(self.mask >> i & 1)) continue;
-    const bool there = i < lanes_in_warp(self) && lane_of(self, i).state == State::at_collective &&
-                       lane_of(self, i).collective == self.collective && lane_of(self, i).mask == self.mask;
-    if (!there) missing |= 1u << i;
+// The first lane that the mask names and that has not come, or kLanes.
+unsigned missing_lane(const Thread& self) {
+  for (uint32_t left = self.mask; left != 0; left &= left - 1) {
+    const auto lane = static_cast<unsigned>(__builtin_ctz(left));
+    if (!has_come(self, lane)) return lane;
   }
-  return missing;
+  return kLanes;
 }
 
 void join_clocks(const Thread& self) {
@@ -51,7 +71,8 @@ void join_clocks(const Thread& self) {
   for (unsigned i = 0; i < kLanes; ++i) {
     if (!(self.mask >> i & 1)) continue;
     Thread& other = lane_of(self, i);
-    if (++other.clock[i] > kMaxWarpBarriers) refuse("too many __syncwarp between two __syncthreads", self.site);
+    if (++other.clock[i] > kMaxWarpBarriers)
+      refuse("too many __syncwarp between two __syncthreads", self.site);
     for (unsigned j = 0; j < kLanes; ++j) joined[j] = std::max(joined[j], other.clock[j]);
   }
   for (unsigned i = 0; i < kLanes; ++i) {
@@ -74,10 +95,14 @@ void complete(const Thread& self) {
 
 std::string state_of(const Thread& thread) {
   switch (thread.state) {
-    case State::exited: return "has exited";
-    case State::at_barrier: return "waits at __syncthreads";
-    case State::at_collective: return std::string("waits at ") + name(thread.collective);
-    case State::ready: return "runs";
+    case State::exited:
+      return "has exited";
+    case State::at_barrier:
+      return "waits at __syncthreads";
+    case State::at_collective:
+      return std::string("waits at ") + name(thread.collective);
+    case State::ready:
+      return "runs";
   }
   return "";
 }
@@ -118,14 +143,16 @@ int barrier(Barrier kind, bool predicate) {
 const uint64_t* gather(Collective operation, uint32_t mask, uint64_t value, const void* site) {
   Thread& self = *current;
   if (!(mask >> self.lane() & 1)) {
-    refuse(std::string(name(operation)) + " with mask " + hex(mask) + ", which does not name the calling lane", site);
+    refuse(
+        std::string(name(operation)) + " with mask " + hex(mask) + ", which does not name the calling lane",
+        site);
   }
   self.state = State::at_collective;
   self.site = site;
   self.collective = operation;
   self.mask = mask;
   self.value = value;
-  if (missing_lanes(self) == 0) complete(self);
+  if (missing_lane(self) == kLanes) complete(self);
   switch_to_scheduler();
   return self.gathered;
 }
@@ -137,7 +164,7 @@ std::string explain_deadlock(Thread*& blamed) {
     Thread& self = *grid.threads[rank];
     if (self.state != State::at_collective) continue;
     blamed = &self;
-    const unsigned lane = static_cast<unsigned>(__builtin_ctz(missing_lanes(self)));
+    const unsigned lane = missing_lane(self);
     const std::string who = "lane " + std::to_string(lane);
     const std::string why = lane >= lanes_in_warp(self) ? who + " does not exist"
                             : lane_of(self, lane).state == State::at_collective &&

@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -9,6 +10,9 @@
 #include "grid.h"
 
 namespace emulation {
+
+bool is_instrumented = false;
+
 namespace {
 
 // One access to one byte, as far as later ones must know it. Serial 0 is no block.
@@ -21,8 +25,8 @@ struct Access {
 };
 static_assert(sizeof(Access) == 8, "the shadow holds three accesses for each byte");
 
-// The last write, and two reads from different warps: whoever writes next races with at least one of them if it
-// races with any read of another warp.
+// The last write, and two reads from different warps: whoever writes next races with at least one of them if
+// it races with any read of another warp.
 struct Cell {
   Access write;
   Access read[2];
@@ -35,19 +39,20 @@ struct Allocation {
   uintptr_t begin;
   size_t bytes;
   bool owned;
-  std::vector<bool> defined;  // empty where all bytes are
+  std::vector<uint8_t> defined;  // 1 for each byte that has been written; empty where all have
   std::unordered_map<size_t, std::unique_ptr<Cell[]>> pages;
   size_t last_page = ~size_t{0};
   Cell* last_cells = nullptr;
 
-  Cell& cell(size_t offset) {
-    if (offset / kPage != last_page) {
-      last_page = offset / kPage;
-      auto& cells = pages[last_page];
+  // The cells of a page.
+  Cell* cells(size_t page) {
+    if (page != last_page) {
+      auto& cells = pages[page];
       if (!cells) cells.reset(new Cell[kPage]());
+      last_page = page;
       last_cells = cells.get();
     }
-    return last_cells[offset % kPage];
+    return last_cells;
   }
 };
 
@@ -55,6 +60,8 @@ std::map<uintptr_t, Allocation> allocations;  // by where they begin
 Allocation* last_used = nullptr;
 std::vector<Cell> shared_cells;
 std::vector<const void* (*)()> dynamic_shared;
+Range touched;  // what the running block has used of shared memory
+uintptr_t touched_in = 0;
 
 // The allocation that begins at or before an address.
 Allocation* find(uintptr_t address) {
@@ -66,21 +73,25 @@ Allocation* find(uintptr_t address) {
 
 const char* verb(AccessKind kind) {
   switch (kind) {
-    case AccessKind::read: return "reads ";
-    case AccessKind::write: return "writes ";
-    case AccessKind::atomic: return "atomically updates ";
+    case AccessKind::read:
+      return "reads ";
+    case AccessKind::write:
+      return "writes ";
+    case AccessKind::atomic:
+      return "atomically updates ";
   }
   return "";
 }
 
 std::string what(AccessKind kind, size_t bytes, bool shared, size_t offset) {
   std::ostringstream text;
-  text << verb(kind) << bytes << " bytes of " << (shared ? "shared" : "global") << " memory at offset " << offset;
+  text << verb(kind) << bytes << " bytes of " << (shared ? "shared" : "global") << " memory at offset "
+       << offset;
   return text.str();
 }
 
-// Whether everything that `access` did comes before what the current thread does now. Accesses of blocks before
-// `floor` belong to earlier launches, or to shared memory that is gone.
+// Whether everything that `access` did comes before what the current thread does now. Accesses of blocks
+// before `floor` belong to earlier launches, or to shared memory that is gone.
 bool ordered(const Access& access, uint64_t floor) {
   if (access.serial < floor) return true;
   if (access.serial != grid.serial) return false;
@@ -99,38 +110,51 @@ void note_read(Cell& cell, const Access& mine, uint64_t floor) {
 std::string race(const Access& other, const char* did, const std::string& mine) {
   const uint3 block = block_of(other.serial);
   const uint3 size{grid.config.block.x, grid.config.block.y, grid.config.block.z};
-  const uint3 thread{static_cast<unsigned>(other.thread % size.x), static_cast<unsigned>(other.thread / size.x % size.y),
+  const uint3 thread{static_cast<unsigned>(other.thread % size.x),
+                     static_cast<unsigned>(other.thread / size.x % size.y),
                      static_cast<unsigned>(other.thread / size.x / size.y)};
-  return mine + ", which thread " + place(thread) + (other.serial == grid.serial ? "" : " of block " + place(block)) +
-         did + " with nothing to order the two";
+  return mine + ", which thread " + place(thread) +
+         (other.serial == grid.serial ? "" : " of block " + place(block)) + did +
+         " with nothing to order the two";
+}
+
+bool same(const Cell& a, const Cell& b) {
+  return std::memcmp(&a, &b, sizeof(Cell)) == 0;
 }
 
 // Checks one access for races and remembers it.
-template <class CellOf>
-void check_order(CellOf&& cell_of, size_t bytes, bool shared, size_t offset, AccessKind kind, const void* site) {
+void check_order(Cell* cells, size_t bytes, bool shared, size_t offset, AccessKind kind, const void* site) {
   const uint64_t floor = shared ? grid.serial : grid.first_serial;
   const Access mine{grid.serial, current->rank, grid.epoch, current->clock[current->lane()],
                     kind == AccessKind::atomic};
+  Cell before{}, after{};
   for (size_t i = 0; i < bytes; ++i) {
-    Cell& cell = cell_of(i);
+    Cell& cell = cells[i];
+    if (i > 0 && same(cell, before)) {  // neighbouring bytes mostly have one history
+      cell = after;
+      continue;
+    }
+    before = cell;
     if (!ordered(cell.write, floor) && !(cell.write.atomic && mine.atomic)) {
       refuse(race(cell.write, " wrote", what(kind, bytes, shared, offset)), site);
     }
     if (kind == AccessKind::read) {
       note_read(cell, mine, floor);
-      continue;
+    } else {
+      for (const Access& read : cell.read) {
+        if (!ordered(read, floor)) refuse(race(read, " read", what(kind, bytes, shared, offset)), site);
+      }
+      cell.write = mine;
     }
-    for (const Access& read : cell.read) {
-      if (!ordered(read, floor)) refuse(race(read, " read", what(kind, bytes, shared, offset)), site);
-    }
-    cell.write = mine;
+    after = cell;
   }
 }
 
 void check_dynamic_bounds(size_t offset, size_t bytes, AccessKind kind, const void* site) {
   for (const auto& address : dynamic_shared) {
     const size_t begin = reinterpret_cast<uintptr_t>(address()) - grid.module.shared.begin;
-    if (offset >= begin && offset < begin + kMaxShared && offset + bytes > begin + grid.config.dynamic_shared) {
+    if (offset >= begin && offset < begin + kMaxShared &&
+        offset + bytes > begin + grid.config.dynamic_shared) {
       refuse(what(kind, bytes, true, offset - begin) + ", of which the launch has " +
                  std::to_string(grid.config.dynamic_shared) + " dynamic bytes",
              site);
@@ -140,6 +164,8 @@ void check_dynamic_bounds(size_t offset, size_t bytes, AccessKind kind, const vo
 
 void check_shared(size_t offset, size_t bytes, AccessKind kind, const void* site) {
   check_dynamic_bounds(offset, bytes, kind, site);
+  touched.begin = std::min(touched.begin, grid.module.shared.begin + offset);
+  touched.end = std::max(touched.end, grid.module.shared.begin + offset + bytes);
   if (kind != AccessKind::write) {
     for (size_t i = 0; i < bytes; ++i) {
       if (shared_cells[offset + i].write.serial != grid.serial) {
@@ -147,19 +173,23 @@ void check_shared(size_t offset, size_t bytes, AccessKind kind, const void* site
       }
     }
   }
-  check_order([&](size_t i) -> Cell& { return shared_cells[offset + i]; }, bytes, true, offset, kind, site);
+  check_order(&shared_cells[offset], bytes, true, offset, kind, site);
 }
 
 void check_global(Allocation& allocation, size_t offset, size_t bytes, AccessKind kind, const void* site) {
   if (!allocation.defined.empty()) {
-    for (size_t i = offset; i < offset + bytes; ++i) {
-      if (kind != AccessKind::write && !allocation.defined[i]) {
-        refuse(what(kind, bytes, false, offset) + ", which no one has written since it was allocated", site);
-      }
-      allocation.defined[i] = true;
+    uint8_t* defined = &allocation.defined[offset];
+    if (kind != AccessKind::write && std::memchr(defined, 0, bytes) != nullptr) {
+      refuse(what(kind, bytes, false, offset) + ", which no one has written since it was allocated", site);
     }
+    std::memset(defined, 1, bytes);
   }
-  check_order([&](size_t i) -> Cell& { return allocation.cell(offset + i); }, bytes, false, offset, kind, site);
+  while (bytes > 0) {
+    const size_t here = std::min(bytes, kPage - offset % kPage);
+    check_order(allocation.cells(offset / kPage) + offset % kPage, here, false, offset, kind, site);
+    offset += here;
+    bytes -= here;
+  }
 }
 
 [[noreturn]] void refuse_address(uintptr_t address, size_t bytes, AccessKind kind, const void* site) {
@@ -173,8 +203,8 @@ void check_global(Allocation& allocation, size_t offset, size_t bytes, AccessKin
   constexpr size_t kNear = 1 << 16;
   const Allocation* below = find(address);
   if (below != nullptr && address - below->begin < below->bytes + kNear) {
-    text << "; it ends " << address + bytes - (below->begin + below->bytes) << " bytes past one of " << below->bytes
-         << " bytes";
+    text << "; it ends " << address + bytes - (below->begin + below->bytes) << " bytes past one of "
+         << below->bytes << " bytes";
   }
   refuse(text.str(), site);
 }
@@ -192,25 +222,24 @@ Allocation* on_device(const void* begin, size_t bytes, const char* function) {
 
 void mark_defined(Allocation& allocation, const void* begin, size_t bytes) {
   if (allocation.defined.empty()) return;
-  const auto first = allocation.defined.begin() + (reinterpret_cast<uintptr_t>(begin) - allocation.begin);
-  std::fill(first, first + bytes, true);
+  std::memset(&allocation.defined[reinterpret_cast<uintptr_t>(begin) - allocation.begin], 1, bytes);
 }
 
 void check_defined(const Allocation& allocation, const void* begin, size_t bytes) {
   if (allocation.defined.empty()) return;
-  const size_t first = reinterpret_cast<uintptr_t>(begin) - allocation.begin;
-  for (size_t i = first; i < first + bytes; ++i) {
-    if (!allocation.defined[i]) {
-      throw Refusal("cudaMemcpyAsync: byte " + std::to_string(i) + " of an allocation of " +
-                    std::to_string(allocation.bytes) + " bytes has not been written since it was allocated");
-    }
+  const uint8_t* defined = &allocation.defined[reinterpret_cast<uintptr_t>(begin) - allocation.begin];
+  if (const void* first = std::memchr(defined, 0, bytes)) {
+    const auto at = static_cast<const uint8_t*>(first) - allocation.defined.data();
+    throw Refusal("cudaMemcpyAsync: byte " + std::to_string(at) + " of an allocation of " +
+                  std::to_string(allocation.bytes) + " bytes has not been written since it was allocated");
   }
 }
 
 void scramble(void* begin, size_t bytes) {
   auto* at = static_cast<char*>(begin);
+  Random noise(seed());
   for (; bytes > 0; at += 8) {
-    const uint64_t word = random_source.next();
+    const uint64_t word = noise.next();
     const size_t n = bytes < 8 ? bytes : 8;
     std::memcpy(at, &word, n);
     bytes -= n;
@@ -242,11 +271,20 @@ bool declare_dynamic_shared(const void* (*address)()) {
   return true;
 }
 
-void start_launch() { shared_cells.assign(grid.module.shared.end - grid.module.shared.begin, Cell{}); }
+// Cells of earlier launches do no harm, as serial numbers grow.
+void start_launch() {
+  const Range& shared = grid.module.shared;
+  if (shared.begin != touched_in) touched = shared;
+  touched_in = shared.begin;
+  shared_cells.resize(shared.end - shared.begin);
+}
 
 void forget_shared() {
-  const Range& shared = grid.module.shared;
-  scramble(reinterpret_cast<void*>(shared.begin), shared.end - shared.begin);
+  if (!is_instrumented) touched = grid.module.shared;
+  if (touched.begin < touched.end) {
+    scramble(reinterpret_cast<void*>(touched.begin), touched.end - touched.begin);
+  }
+  touched = {grid.module.shared.end, grid.module.shared.begin};
 }
 
 void* allocate(size_t bytes) {
@@ -254,7 +292,7 @@ void* allocate(size_t bytes) {
   if (posix_memalign(&begin, 256, bytes > 0 ? bytes : 1) != 0) throw std::bad_alloc();
   scramble(begin, bytes);
   const auto address = reinterpret_cast<uintptr_t>(begin);
-  allocations[address] = Allocation{address, bytes, true, std::vector<bool>(bytes, false), {}};
+  allocations[address] = Allocation{address, bytes, true, std::vector<uint8_t>(bytes, 0), {}};
   return begin;
 }
 
@@ -282,7 +320,8 @@ void fill(void* begin, int value, size_t bytes) {
 void copy(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
   Allocation* target = on_device(to, bytes, "cudaMemcpyAsync");
-  if (const Allocation* source = on_device(from, bytes, "cudaMemcpyAsync")) check_defined(*source, from, bytes);
+  if (const Allocation* source = on_device(from, bytes, "cudaMemcpyAsync"))
+    check_defined(*source, from, bytes);
   std::memmove(to, from, bytes);
   if (target != nullptr) mark_defined(*target, to, bytes);
 }

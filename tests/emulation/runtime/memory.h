@@ -1,5 +1,5 @@
-// Every access of device code is checked: does it lie in memory that the thread may touch, has someone written what
-// it reads, and is it ordered with the accesses of other threads?
+// Every access of device code is checked: does it lie in memory that the thread may touch, has someone
+// written what it reads, and is it ordered with the accesses of other threads?
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,9 @@ enum class AccessKind { read, write, atomic };
 
 // `site` is the return address of the access in device code.
 void check_access(uintptr_t address, size_t bytes, AccessKind kind, const void* site);
+
+// Whether the compiler reports ordinary accesses too, and not only atomics.
+extern bool is_instrumented;
 
 void start_launch();
 // Between blocks shared memory is filled with arbitrary bytes that no one has written.

@@ -36,7 +36,8 @@ int visit(dl_phdr_info* info, size_t, void* data) {
       const Range range{begin, begin + header.p_memsz};
       if (range.holds(search.marker, 1)) search.found.shared = range;
     }
-    const bool read_only = (header.p_type == PT_LOAD && !(header.p_flags & PF_W)) || header.p_type == PT_GNU_RELRO;
+    const bool read_only =
+        (header.p_type == PT_LOAD && !(header.p_flags & PF_W)) || header.p_type == PT_GNU_RELRO;
     if (read_only) constants.push_back(segment(*info, header));
     if (header.p_type == PT_LOAD) holds_kernel |= segment(*info, header).holds(search.kernel, 1);
   }
@@ -50,7 +51,8 @@ std::string addr2line(const char* options, const void* address) {
   if (dladdr(address, &info) == 0 || info.dli_fname == nullptr) return "";
   const auto offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(info.dli_fbase);
   std::ostringstream command;
-  command << "addr2line " << options << " -e '" << info.dli_fname << "' 0x" << std::hex << offset << " 2>/dev/null";
+  command << "addr2line " << options << " -e '" << info.dli_fname << "' 0x" << std::hex << offset
+          << " 2>/dev/null";
   const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command.str().c_str(), "r"), pclose);
   std::string text;
   std::array<char, 4096> piece;

@@ -16,7 +16,9 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 
-__device__ int global_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ int global_index() {
+  return blockIdx.x * blockDim.x + threadIdx.x;
+}
 
 __global__ void __launch_bounds__(kMaxThreads) block_sum(const int* input, int* output) {
   __shared__ int sums[kMaxThreads];
@@ -142,7 +144,8 @@ void on(unsigned blocks, unsigned threads, const int* input, int* output) {
 }
 
 void on_dynamic(unsigned blocks, unsigned threads, const int* input, int* output) {
-  emulation::launch(reverse_dynamic, emulation::Config{blocks, threads, threads * sizeof(int)}, input, output);
+  emulation::launch(reverse_dynamic, emulation::Config{blocks, threads, threads * sizeof(int)}, input,
+                    output);
 }
 
 void on_parameters(unsigned blocks, unsigned threads, const int* input, int* output) {

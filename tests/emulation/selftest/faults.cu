@@ -16,7 +16,9 @@ namespace {
 constexpr int kMaxThreads = 256;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-__device__ int global_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
+__device__ int global_index() {
+  return blockIdx.x * blockDim.x + threadIdx.x;
+}
 
 __global__ void missing_barrier(const int* input, int* output) {
   __shared__ int values[kMaxThreads];
@@ -74,7 +76,9 @@ __global__ void half_atomic_counter(const int*, int* output) {
   output[global_index()] = count;
 }
 
-__global__ void race_between_blocks(const int* input, int* output) { output[threadIdx.x] = input[global_index()]; }
+__global__ void race_between_blocks(const int* input, int* output) {
+  output[threadIdx.x] = input[global_index()];
+}
 
 __global__ void unwritten_shared(const int*, int* output) {
   __shared__ int values[kMaxThreads];
@@ -83,7 +87,9 @@ __global__ void unwritten_shared(const int*, int* output) {
   output[global_index()] = values[threadIdx.x];
 }
 
-__global__ void unwritten_global(const int* input, int* output) { output[global_index()] += input[global_index()]; }
+__global__ void unwritten_global(const int* input, int* output) {
+  output[global_index()] += input[global_index()];
+}
 
 __global__ void skipped_tail(const int* input, int* output) {
   const int total = gridDim.x * blockDim.x;
@@ -122,8 +128,7 @@ __global__ void masks_that_differ(const int* input, int* output) {
 
 __global__ void operations_that_differ(const int* input, int* output) {
   const int value = input[global_index()] & 1;
-  output[global_index()] =
-      threadIdx.x % 2 == 0 ? __any_sync(kAllLanes, value) : __all_sync(kAllLanes, value);
+  output[global_index()] = threadIdx.x % 2 == 0 ? __any_sync(kAllLanes, value) : __all_sync(kAllLanes, value);
 }
 
 __global__ void wrong_width(const int* input, int* output) {
@@ -225,8 +230,8 @@ void on(unsigned blocks, unsigned threads, const int* input, int* output) {
 }
 
 void on_dynamic(unsigned blocks, unsigned threads, const int* input, int* output) {
-  emulation::launch(more_dynamic_shared_than_asked, emulation::Config{blocks, threads, threads * sizeof(int)}, input,
-                    output);
+  emulation::launch(more_dynamic_shared_than_asked, emulation::Config{blocks, threads, threads * sizeof(int)},
+                    input, output);
 }
 
 void on_short_block(unsigned blocks, unsigned, const int* input, int* output) {
@@ -246,7 +251,8 @@ __global__ void nothing(const int*, int*) {}
 
 template <unsigned kGridX, unsigned kGridY, unsigned kBlockX, unsigned kBlockZ, size_t kShared>
 void configured(unsigned, unsigned, const int* input, int* output) {
-  emulation::launch(nothing, emulation::Config{{kGridX, kGridY}, {kBlockX, 1, kBlockZ}, kShared}, input, output);
+  emulation::launch(nothing, emulation::Config{{kGridX, kGridY}, {kBlockX, 1, kBlockZ}, kShared}, input,
+                    output);
 }
 
 void memset_past_the_end(unsigned blocks, unsigned threads, const int*, int* output) {

@@ -25,7 +25,8 @@ Ints run(const std::string& name, unsigned blocks, unsigned threads, const Ints&
   emulation::copy(from.get(), input.data(), bytes);
   for (const auto* cases : {&planted::correct, &planted::faults}) {
     for (const auto& c : *cases) {
-      if (c.name == name) c.launch(blocks, threads, static_cast<const int*>(from.get()), static_cast<int*>(to.get()));
+      if (c.name == name)
+        c.launch(blocks, threads, static_cast<const int*>(from.get()), static_cast<int*>(to.get()));
     }
   }
   Ints output(input.size());

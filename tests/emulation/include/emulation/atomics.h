@@ -18,17 +18,17 @@ __attribute__((noinline, no_sanitize("thread"))) T exchange_with(T* address, F f
 }  // namespace emulation
 
 // The operand's type follows the address, as with CUDA's overloads.
-#define EMULATION_ATOMIC(name, expression)                                                              \
-  template <class T>                                                                                    \
-  inline __attribute__((always_inline)) T name(T* address, std::common_type_t<T> operand) {                                                   \
-    return emulation::exchange_with(address, [=](T old) { return static_cast<T>(expression); });        \
+#define EMULATION_ATOMIC(name, expression)                                                       \
+  template <class T>                                                                             \
+  inline __attribute__((always_inline)) T name(T* address, std::common_type_t<T> operand) {      \
+    return emulation::exchange_with(address, [=](T old) { return static_cast<T>(expression); }); \
   }
 
 EMULATION_ATOMIC(atomicAdd, old + operand)
 EMULATION_ATOMIC(atomicSub, old - operand)
 EMULATION_ATOMIC(atomicMin, operand < old ? operand : old)
 EMULATION_ATOMIC(atomicMax, operand > old ? operand : old)
-EMULATION_ATOMIC(atomicAnd, old & operand)
+EMULATION_ATOMIC(atomicAnd, old& operand)
 EMULATION_ATOMIC(atomicOr, old | operand)
 EMULATION_ATOMIC(atomicXor, old ^ operand)
 EMULATION_ATOMIC(atomicExch, (static_cast<void>(old), operand))
@@ -37,6 +37,7 @@ EMULATION_ATOMIC(atomicDec, old == 0 || old > operand ? operand : old - 1)
 #undef EMULATION_ATOMIC
 
 template <class T>
-inline __attribute__((always_inline)) T atomicCAS(T* address, std::common_type_t<T> compare, std::common_type_t<T> value) {
+inline __attribute__((always_inline)) T atomicCAS(T* address, std::common_type_t<T> compare,
+                                                  std::common_type_t<T> value) {
   return emulation::exchange_with(address, [=](T old) { return old == compare ? value : old; });
 }

@@ -1,4 +1,5 @@
-// The CUDA C++ that device code is written in: keywords, built-in variables, barriers, warp functions, intrinsics.
+// The CUDA C++ that device code is written in: keywords, built-in variables, barriers, warp functions,
+// intrinsics.
 #pragma once
 
 #include <cmath>
@@ -16,12 +17,13 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __restrict__ __restrict
-// Static and dynamic shared memory alike lie in the module's thread-local segment, whose bounds the loader knows.
+// Static and dynamic shared memory alike lie in the module's thread-local segment, whose bounds the loader
+// knows.
 #define __shared__ thread_local
 // Defines what kernels of this namespace, which must have a name, declare as `extern __shared__ type name[]`.
-#define EMULATION_DYNAMIC_SHARED(type, name)                       \
-  thread_local type name[emulation::kMaxShared / sizeof(type)];    \
-  [[maybe_unused]] static const bool emulation_declared_##name =   \
+#define EMULATION_DYNAMIC_SHARED(type, name)                     \
+  thread_local type name[emulation::kMaxShared / sizeof(type)];  \
+  [[maybe_unused]] static const bool emulation_declared_##name = \
       emulation::declare_dynamic_shared([]() -> const void* { return name; })
 
 #define threadIdx (emulation::thread_index())
@@ -30,22 +32,40 @@
 #define gridDim (emulation::grid_size())
 constexpr int warpSize = 32;
 
-__forceinline__ void __syncthreads() { emulation::barrier(emulation::Barrier::sync, false); }
-__forceinline__ int __syncthreads_count(int predicate) { return emulation::barrier(emulation::Barrier::count, predicate != 0); }
-__forceinline__ int __syncthreads_and(int predicate) { return emulation::barrier(emulation::Barrier::all, predicate != 0); }
-__forceinline__ int __syncthreads_or(int predicate) { return emulation::barrier(emulation::Barrier::any, predicate != 0); }
+__forceinline__ void __syncthreads() {
+  emulation::barrier(emulation::Barrier::sync, false);
+}
+__forceinline__ int __syncthreads_count(int predicate) {
+  return emulation::barrier(emulation::Barrier::count, predicate != 0);
+}
+__forceinline__ int __syncthreads_and(int predicate) {
+  return emulation::barrier(emulation::Barrier::all, predicate != 0);
+}
+__forceinline__ int __syncthreads_or(int predicate) {
+  return emulation::barrier(emulation::Barrier::any, predicate != 0);
+}
 
 __attribute__((noinline)) inline void __syncwarp(unsigned mask = 0xffffffffu) {
   emulation::gather(emulation::Collective::syncwarp, mask, 0, __builtin_return_address(0));
 }
-inline void __threadfence() { emulation::thread_fence(); }
-inline void __threadfence_system() { emulation::thread_fence(); }
+inline void __threadfence() {
+  emulation::thread_fence();
+}
+inline void __threadfence_system() {
+  emulation::thread_fence();
+}
 inline void __threadfence_block() {}  // orders, but makes no thread wait: it never excuses a race
-inline void __nanosleep(unsigned) { emulation::yield(); }
-[[noreturn]] inline void __trap() { emulation::trap("executes __trap()"); }
+inline void __nanosleep(unsigned) {
+  emulation::yield();
+}
+[[noreturn]] inline void __trap() {
+  emulation::trap("executes __trap()");
+}
 
 // Only the caller is sure to be converged.
-inline unsigned __activemask() { return 1u << emulation::lane(); }
+inline unsigned __activemask() {
+  return 1u << emulation::lane();
+}
 
 namespace emulation {
 
@@ -66,9 +86,10 @@ T from_bits(uint64_t bits) {
 
 // `source` outside the caller's segment of `width` lanes means the caller's own value.
 template <class T, class Source>
-__attribute__((noinline, no_sanitize("thread"))) T shuffle(Collective operation, unsigned mask, T value, int width,
-                                                 Source source) {
-  if (width < 1 || width > 32 || (width & (width - 1)) != 0) trap("shuffles with a width that is no power of two");
+__attribute__((noinline, no_sanitize("thread"))) T shuffle(Collective operation, unsigned mask, T value,
+                                                           int width, Source source) {
+  if (width < 1 || width > 32 || (width & (width - 1)) != 0)
+    trap("shuffles with a width that is no power of two");
   const uint64_t* values = gather(operation, mask, to_bits(value), __builtin_return_address(0));
   const int own = static_cast<int>(lane()), begin = own & ~(width - 1);
   const int from = source(own, begin);
@@ -76,8 +97,8 @@ __attribute__((noinline, no_sanitize("thread"))) T shuffle(Collective operation,
 }
 
 template <class T, class Start, class Fold>
-__attribute__((noinline, no_sanitize("thread"))) T fold(Collective operation, unsigned mask, uint64_t value, Start start,
-                                              Fold f) {
+__attribute__((noinline, no_sanitize("thread"))) T fold(Collective operation, unsigned mask, uint64_t value,
+                                                        Start start, Fold f) {
   const uint64_t* values = gather(operation, mask, value, __builtin_return_address(0));
   T result = start;
   for (unsigned i = 0; i < 32; ++i) {
@@ -124,8 +145,9 @@ __forceinline__ int __all_sync(unsigned mask, int predicate) {
 template <class T>
 __forceinline__ unsigned __match_any_sync(unsigned mask, T value) {
   const uint64_t own = emulation::to_bits(value);
-  return emulation::fold<unsigned>(emulation::Collective::match_any, mask, own, 0u,
-                                   [=](unsigned r, uint64_t v, unsigned i) { return v == own ? r | 1u << i : r; });
+  return emulation::fold<unsigned>(
+      emulation::Collective::match_any, mask, own, 0u,
+      [=](unsigned r, uint64_t v, unsigned i) { return v == own ? r | 1u << i : r; });
 }
 template <class T>
 __forceinline__ unsigned __match_all_sync(unsigned mask, T value, int* all) {
@@ -135,51 +157,107 @@ __forceinline__ unsigned __match_all_sync(unsigned mask, T value, int* all) {
   return *all ? mask : 0u;
 }
 __forceinline__ unsigned __reduce_add_sync(unsigned mask, unsigned value) {
-  return emulation::fold<unsigned>(emulation::Collective::reduce, mask, value, 0u, [](unsigned r, uint64_t v, unsigned) {
-    return r + static_cast<unsigned>(v);
-  });
+  return emulation::fold<unsigned>(
+      emulation::Collective::reduce, mask, value, 0u,
+      [](unsigned r, uint64_t v, unsigned) { return r + static_cast<unsigned>(v); });
 }
 
 template <class T>
-T __ldg(const T* p) { return *p; }
+T __ldg(const T* p) {
+  return *p;
+}
 template <class T>
-T __ldcs(const T* p) { return *p; }
+T __ldcs(const T* p) {
+  return *p;
+}
 template <class T>
-T __ldcg(const T* p) { return *p; }
+T __ldcg(const T* p) {
+  return *p;
+}
 template <class T>
-void __stcs(T* p, T value) { *p = value; }
+void __stcs(T* p, T value) {
+  *p = value;
+}
 template <class T>
-void __stcg(T* p, T value) { *p = value; }
+void __stcg(T* p, T value) {
+  *p = value;
+}
 
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
-inline int __clzll(long long x) { return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x)); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
+inline int __popc(unsigned x) {
+  return __builtin_popcount(x);
+}
+inline int __popcll(unsigned long long x) {
+  return __builtin_popcountll(x);
+}
+inline int __clz(int x) {
+  return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x));
+}
+inline int __clzll(long long x) {
+  return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x));
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}
+inline int __ffsll(long long x) {
+  return __builtin_ffsll(x);
+}
+inline unsigned __umulhi(unsigned a, unsigned b) {
+  return static_cast<unsigned>(uint64_t{a} * b >> 32);
+}
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
 }
 
-inline unsigned __float_as_uint(float x) { return emulation::from_bits<unsigned>(emulation::to_bits(x)); }
-inline int __float_as_int(float x) { return emulation::from_bits<int>(emulation::to_bits(x)); }
-inline float __uint_as_float(unsigned x) { return emulation::from_bits<float>(x); }
-inline float __int_as_float(int x) { return emulation::from_bits<float>(emulation::to_bits(x)); }
-inline long long __double_as_longlong(double x) { return emulation::from_bits<long long>(emulation::to_bits(x)); }
-inline double __longlong_as_double(long long x) { return emulation::from_bits<double>(emulation::to_bits(x)); }
+inline unsigned __float_as_uint(float x) {
+  return emulation::from_bits<unsigned>(emulation::to_bits(x));
+}
+inline int __float_as_int(float x) {
+  return emulation::from_bits<int>(emulation::to_bits(x));
+}
+inline float __uint_as_float(unsigned x) {
+  return emulation::from_bits<float>(x);
+}
+inline float __int_as_float(int x) {
+  return emulation::from_bits<float>(emulation::to_bits(x));
+}
+inline long long __double_as_longlong(double x) {
+  return emulation::from_bits<long long>(emulation::to_bits(x));
+}
+inline double __longlong_as_double(long long x) {
+  return emulation::from_bits<double>(emulation::to_bits(x));
+}
 
 // One rounding each: the build switches contraction off.
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fsub_rn(float a, float b) { return a - b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dsub_rn(double a, double b) { return a - b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
+inline float __fadd_rn(float a, float b) {
+  return a + b;
+}
+inline float __fsub_rn(float a, float b) {
+  return a - b;
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+inline float __fsqrt_rn(float a) {
+  return std::sqrt(a);
+}
+inline float __fmaf_rn(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline double __dadd_rn(double a, double b) {
+  return a + b;
+}
+inline double __dsub_rn(double a, double b) {
+  return a - b;
+}
+inline double __dmul_rn(double a, double b) {
+  return a * b;
+}
+inline double __ddiv_rn(double a, double b) {
+  return a / b;
+}
 
 template <class A, class B>
 std::common_type_t<A, B> min(A a, B b) {

@@ -17,7 +17,8 @@ struct Call {
   void (*kernel)(Params...);
   std::tuple<std::remove_cv_t<Params>...> arguments;
 
-  // Parameters are copied by the device, not by the thread, so their reads are no memory accesses of the kernel.
+  // Parameters are copied by the device, not by the thread, so their reads are no memory accesses of the
+  // kernel.
   template <size_t... I>
   __attribute__((no_sanitize("thread"))) void operator()(std::index_sequence<I...>) const {
     kernel(std::get<I>(arguments)...);
@@ -38,8 +39,8 @@ template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), const Config& config, Args&&... args) {
   static_assert((std::is_trivially_copyable_v<Params> && ...), "kernel parameters are copied as bytes");
   const Call<Params...> call{kernel, {std::forward<Args>(args)...}};
-  run(config, Kernel{reinterpret_cast<const void*>(kernel), parameter_bytes<Params...>(), &Call<Params...>::invoke,
-                     &call, &shared_marker});
+  run(config, Kernel{reinterpret_cast<const void*>(kernel), parameter_bytes<Params...>(),
+                     &Call<Params...>::invoke, &call, &shared_marker});
 }
 
 template <class... Params, class... Args>

@@ -1,5 +1,6 @@
-// What the emulated device is to the code that runs on it and to the tests that drive it. One operating-system
-// thread runs one grid at a time; everything that CUDA leaves undefined ends the launch with a Refusal.
+// What the emulated device is to the code that runs on it and to the tests that drive it. One
+// operating-system thread runs one grid at a time; everything that CUDA leaves undefined ends the launch with
+// a Refusal.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +16,8 @@ struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// ---- the grid -------------------------------------------------------------------------------------------------
+// ---- the grid
+// -------------------------------------------------------------------------------------------------
 
 struct Config {
   dim3 grid;
@@ -43,14 +45,15 @@ bool declare_dynamic_shared(const void* (*address)());
 void set_seed(uint64_t seed);
 uint64_t seed();
 
-// Launch every grid of more than one block with so many blocks along x; 0 leaves grids as they are. For kernels that
-// loop over their work whatever the grid.
+// Launch every grid of more than one block with so many blocks along x; 0 leaves grids as they are. For
+// kernels that loop over their work whatever the grid.
 void set_grid(unsigned blocks);
 
 // Run only blocks first .. first + count - 1 of every grid: how the far end of a huge range is reached.
 void set_block_window(uint64_t first, uint64_t count);
 
-// ---- what a thread sees ---------------------------------------------------------------------------------------
+// ---- what a thread sees
+// ---------------------------------------------------------------------------------------
 
 // Constant for one activation of a kernel, so that the compiler may call them once.
 __attribute__((const)) uint3 thread_index();
@@ -61,9 +64,21 @@ __attribute__((const)) dim3 grid_size();
 enum class Barrier { sync, count, all, any };
 int barrier(Barrier kind, bool predicate);
 
-// The warp operations differ in what they compute, not in how they meet: every lane in `mask` brings a value and
-// gets the values of all. Values of lanes outside the mask are arbitrary, as on the device.
-enum class Collective { syncwarp, shfl, shfl_up, shfl_down, shfl_xor, ballot, any, all, match_any, match_all, reduce };
+// The warp operations differ in what they compute, not in how they meet: every lane in `mask` brings a value
+// and gets the values of all. Values of lanes outside the mask are arbitrary, as on the device.
+enum class Collective {
+  syncwarp,
+  shfl,
+  shfl_up,
+  shfl_down,
+  shfl_xor,
+  ballot,
+  any,
+  all,
+  match_any,
+  match_all,
+  reduce
+};
 // `site` is where device code calls, for the message.
 const uint64_t* gather(Collective operation, uint32_t mask, uint64_t value, const void* site);
 unsigned lane();
@@ -74,7 +89,8 @@ void yield();
 void atomic(const volatile void* address, size_t bytes, const void* site);
 [[noreturn]] void trap(const char* what);
 
-// ---- memory ---------------------------------------------------------------------------------------------------
+// ---- memory
+// ---------------------------------------------------------------------------------------------------
 
 // Device memory. The bytes of an allocation are undefined until they are written.
 void* allocate(size_t bytes);
