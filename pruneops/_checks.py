@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,9 +59,9 @@ class Checker:
             self.fail(f"{name} must be a number, got {type(value).__name__}", TypeError)
         return float(value)
 
-    def integer(self, name: str, value: Any, low: int, high: int | None = None) -> int:
+    def integer(self, name: str, value: Any, low: int, high: int | None = None) -> Any:
         # A SymInt is what sizes become under torch.compile; it is compared, never converted.
-        if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer, torch.SymInt)):
             self.fail(f"{name} must be an integer, got {type(value).__name__}", TypeError)
         if value < low or (high is not None and value > high):
             span = f"at least {low}" if high is None else f"between {low} and {high}"

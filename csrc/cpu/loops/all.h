@@ -5,8 +5,8 @@
 #include "chunk.h"
 #include "masks.h"
 #include "nm.h"
-#include "select.h"
 #include "tiles.h"
+#include "topk.h"
 #include "update.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {

@@ -18,6 +18,15 @@ struct IsSame<A, A> {
   static constexpr bool value = true;
 };
 
+// The address of an entry.
+const void* advance(const void* data, Dtype dtype, int64_t entries) {
+  const void* moved = data;
+  visit_dtype(dtype, [&](auto element) {
+    moved = static_cast<const typename decltype(element)::type*>(data) + entries;
+  });
+  return moved;
+}
+
 // The entries [begin, begin + n) of `data` at a distance of `stride`: in place where they already are T, side
 // by side; otherwise in `buffer`.
 template <class T>

@@ -1,4 +1,5 @@
-// Exact selection over a list of tensors, and over each row of one tensor.
+// Exact selection over a list of tensors by rounds of digit counts: five reads of the scores, no extra
+// memory.
 #pragma once
 
 #include "../../math/radix.h"
@@ -25,6 +26,13 @@ void for_keys(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t 
   }
 }
 
+// Adds the counts of one thread to those of all.
+void add_counts(const int64_t* local, int bins, int64_t* counts) {
+  for (int b = 0; b < bins; ++b) {
+    if (local[b] != 0) __atomic_fetch_add(&counts[b], local[b], __ATOMIC_RELAXED);
+  }
+}
+
 // Adds to `counts` how many keys of the current prefix have each digit.
 template <class T, int kBits>
 void count_digits(SelectTiles& tiles, Metric metric, Key<T> prefix, int round, int64_t* counts,
@@ -39,10 +47,8 @@ void count_digits(SelectTiles& tiles, Metric metric, Key<T> prefix, int round, i
         }
       });
     });
-    for (int b = 0; b < R::kBins; ++b) {
-      const int64_t total = local[0][b] + local[1][b];
-      if (total != 0) __atomic_fetch_add(&counts[b], total, __ATOMIC_RELAXED);
-    }
+    for (int b = 0; b < R::kBins; ++b) local[0][b] += local[1][b];
+    add_counts(local[0], R::kBins, counts);
   });
 }
 
@@ -54,10 +60,7 @@ Selection<Key<T>> select_kth(SelectTiles& tiles, Metric metric, int64_t k, const
   for (int round = 0; round < R::kRounds; ++round) {
     int64_t counts[R::kBins] = {};
     count_digits<T, kBits>(tiles, metric, selection.prefix, round, counts, pool);
-    int64_t below = 0;
-    int digit = 0;
-    while (selection.less + below + counts[digit] < k) below += counts[digit++];
-    selection.decide(digit, R::shift(round), below, counts[digit]);
+    decide_round<R>(selection, round, counts);
   }
   return selection;
 }
@@ -77,15 +80,20 @@ int64_t count_equal(const SelectTensor& tensor, Metric metric, int64_t begin, in
   return equal;
 }
 
-// The place behind the tie number `kept`: its tile from counts, then its offset from the tile's keys.
+// The place behind the tie number `kept` of the tiles [first, last): its tile from counts, its offset from
+// keys.
 template <class T>
-Cut find_cut(SelectTiles& tiles, Metric metric, Key<T> key, int64_t kept, const Pool& pool) {
-  Buffer<int64_t> ties(tiles.tiles());
-  tiles.for_all(pool, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t tile) {
-    ties[tile] = count_equal<T>(tensor, metric, begin, length, key);
+Cut find_cut(SelectTiles& tiles, Metric metric, Key<T> key, int64_t kept, int64_t first, int64_t last,
+             const Pool& pool) {
+  Buffer<int64_t> ties(last - first);
+  parallel(pool, last - first, [&](int64_t begin, int64_t end) {
+    tiles.for_range(first + begin, first + end,
+                    [&](const SelectTensor& tensor, int64_t at, int64_t length, int64_t tile) {
+                      ties[tile - first] = count_equal<T>(tensor, metric, at, length, key);
+                    });
   });
-  Cut cut{0, 0};
-  while (ties[cut.tile] < kept) kept -= ties[cut.tile++];
+  Cut cut{first, 0};
+  while (ties[cut.tile - first] < kept) kept -= ties[cut.tile++ - first];
   tiles.for_range(
       cut.tile, cut.tile + 1, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
         for_keys<T>(tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t offset) {
@@ -110,85 +118,31 @@ void fill_masks(SelectTiles& tiles, bool keep, const Pool& pool) {
   });
 }
 
-template <class T, int kBits>
-void mask_tiles(SelectTiles& tiles, Metric metric, int64_t k, bool prune_ties, const Pool& pool) {
-  const auto selection = select_kth<T, kBits>(tiles, metric, k, pool);
-  const int64_t kept = prune_ties ? 0 : selection.ties_kept();
-  Cut cut{kept == 0 ? 0 : tiles.tiles(), 0};
-  if (kept != 0 && kept != selection.equal) cut = find_cut<T>(tiles, metric, selection.prefix, kept, pool);
-  tiles.for_all(pool, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t tile) {
-    const int64_t ties_end = tile < cut.tile ? length : tile == cut.tile ? cut.offset : 0;
-    for_keys<T>(tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t offset) {
-      write_mask(keys, n, selection.prefix, ties_end - offset, tensor.mask + begin + offset);
-    });
-  });
-}
-
-template <int kBits>
-void mask_lowest(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, bool prune_ties,
-                 const Pool& pool) {
-  SelectTiles tiles(tensors, count);
-  int64_t total = 0;
-  bool wide = false;
-  for (int64_t i = 0; i < count; ++i) {
-    total += tensors[i].numel;
-    wide |= tensors[i].wide();
-  }
-  if (k == 0 || k == total) return fill_masks(tiles, k == 0, pool);
-  wide ? mask_tiles<double, kBits>(tiles, metric, k, prune_ties, pool)
-       : mask_tiles<float, kBits>(tiles, metric, k, prune_ties, pool);
-}
-
-void topk_mask(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, bool prune_ties,
-               const Pool& pool) {
-  mask_lowest<kGlobalBits>(tensors, count, metric, k, prune_ties, pool);
-}
-
+// Writes the masks of the tiles [first, last): what is above the threshold, and its ties before the cut.
 template <class T>
-void kth_value_as(SelectTiles& tiles, Metric metric, int64_t k, void* value, Dtype dtype, const Pool& pool) {
-  const T score = key_to_score<T>(select_kth<T, kGlobalBits>(tiles, metric, k, pool).prefix);
-  store_chunk(value, dtype, 0, 1, &score);
-}
-
-void kth_value(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value, Dtype dtype,
-               const Pool& pool) {
-  SelectTiles tiles(tensors, count);
-  bool wide = false;
-  for (int64_t i = 0; i < count; ++i) wide |= tensors[i].wide();
-  wide ? kth_value_as<double>(tiles, metric, k, value, dtype, pool)
-       : kth_value_as<float>(tiles, metric, k, value, dtype, pool);
-}
-
-const void* advance(const void* data, Dtype dtype, int64_t entries) {
-  const void* moved = data;
-  visit_dtype(dtype, [&](auto element) {
-    moved = static_cast<const typename decltype(element)::type*>(data) + entries;
+void write_tiles(SelectTiles& tiles, Metric metric, Key<T> threshold, const Cut& cut, int64_t first,
+                 int64_t last, const Pool& pool) {
+  parallel(pool, last - first, [&](int64_t begin_tile, int64_t end_tile) {
+    tiles.for_range(first + begin_tile, first + end_tile,
+                    [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t tile) {
+                      const int64_t ties_end = tile < cut.tile ? length : tile == cut.tile ? cut.offset : 0;
+                      for_keys<T>(
+                          tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t offset) {
+                            write_mask(keys, n, threshold, ties_end - offset, tensor.mask + begin + offset);
+                          });
+                    });
   });
-  return moved;
 }
 
-// One row of a tensor as a tensor. Rows divide the last dimension, so that the norms of a row are
-// consecutive.
-SelectTensor row_of(const SelectTensor& t, int64_t index, int64_t row) {
-  SelectTensor part = t;
-  const int64_t begin = index * row;
-  part.weight = advance(t.weight, t.weight_dtype, begin);
-  if (t.grad != nullptr) part.grad = advance(t.grad, t.grad_dtype, begin);
-  if (t.norm != nullptr) part.norm = t.norm + begin % t.cols;
-  part.mask = t.mask + begin;
-  part.numel = part.cols = row;
-  return part;
-}
-
-void row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, const Pool& pool) {
-  const int64_t rows = row == 0 ? 0 : tensor.numel / row;
-  const Pool alone{1, nullptr};
-  parallel(pool, rows, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const SelectTensor part = row_of(tensor, r, row);
-      mask_lowest<kRowBits>(&part, 1, metric, k, false, alone);
-    }
-  });
+template <class T, int kBits>
+void mask_by_radix(SelectTiles& tiles, Metric metric, int64_t k, bool prune_ties, const Pool& pool) {
+  const auto selection = select_kth<T, kBits>(tiles, metric, k, pool);
+  const int64_t kept = prune_ties ? 0 : selection.ties_kept(), last = tiles.tiles();
+  Cut cut{kept == 0 ? 0 : last, 0};
+  if (kept != 0 && kept != selection.equal) {
+    cut = find_cut<T>(tiles, metric, selection.prefix, kept, 0, last, pool);
+  }
+  write_tiles<T>(tiles, metric, selection.prefix, cut, 0, last, pool);
 }
 
 }  // namespace

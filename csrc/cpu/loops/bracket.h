@@ -1,0 +1,350 @@
+// One-pass selection: see math/bracket.h. Extra memory: the sample, and the keys collected inside the
+// bracket.
+#pragma once
+
+#include "../../math/bracket.h"
+#include "select.h"
+
+namespace pruneops::cpu::PRUNEOPS_ISA {
+namespace {
+
+// Where a pass over fewer entries is cheaper than sampling.
+constexpr int64_t kBracketFrom = 1 << 17;
+
+int64_t sample_size(int64_t total) {
+  const int64_t share = total / 64, most = 1 << 18;
+  return min64(share, most);
+}
+
+// A part is a run of tiles that one task passes over; their number does not depend on the threads.
+constexpr int64_t kParts = 256;
+
+struct Part {
+  BracketCounts counts;
+  int32_t first_page;  // -1 where nothing was collected
+  int32_t last_page;
+  int32_t last_size;
+};
+
+// Keys and places collected by all parts, in pages that each part takes as it needs them: it does not matter
+// where in the data they lie.
+template <class K>
+class Collected {
+ public:
+  static constexpr int32_t kPage = 1024;
+
+  explicit Collected(int64_t capacity)
+      : pages_(static_cast<int32_t>(ceil_div(capacity, kPage))),
+        taken_(0),
+        keys_(int64_t(pages_) * kPage),
+        places_(int64_t(pages_) * kPage),
+        next_(pages_) {}
+
+  // False where no page is left.
+  bool add(Part& part, K key, bool* place) {
+    if (part.last_page < 0 || part.last_size == kPage) {
+      const int32_t page = __atomic_fetch_add(&taken_, 1, __ATOMIC_RELAXED);
+      if (page >= pages_) return false;
+      next_[page] = -1;
+      (part.last_page < 0 ? part.first_page : next_[part.last_page]) = page;
+      part.last_page = page;
+      part.last_size = 0;
+    }
+    const int64_t at = int64_t(part.last_page) * kPage + part.last_size++;
+    keys_[at] = key;
+    places_[at] = place;
+    return true;
+  }
+
+  // f(key, place in the mask) in the order in which the part added them.
+  template <class F>
+  void for_part(const Part& part, const F& f) {
+    for (int32_t page = part.first_page; page >= 0; page = next_[page]) {
+      const int64_t begin = int64_t(page) * kPage, size = page == part.last_page ? part.last_size : kPage;
+      for (int64_t i = begin; i < begin + size; ++i) f(keys_[i], places_[i]);
+    }
+  }
+
+ private:
+  int32_t pages_;
+  int32_t taken_;
+  Buffer<K> keys_;
+  Buffer<bool*> places_;
+  Buffer<int32_t> next_;
+};
+
+// The k-th smallest of an array of keys, k from 1.
+template <class K>
+K select_key(const K* keys, int64_t n, int64_t k) {
+  using R = Radix<K, kGlobalBits>;
+  auto selection = start_selection<K>(k);
+  for (int round = 0; round < R::kRounds; ++round) {
+    int64_t counts[R::kBins] = {};
+    for (int64_t i = 0; i < n; ++i) {
+      if (R::matches(keys[i], selection.prefix, round)) ++counts[R::digit(keys[i], round)];
+    }
+    decide_round<R>(selection, round, counts);
+  }
+  return selection.prefix;
+}
+
+// One selection by bracket over the tiles of `tensors`, with or without writing masks.
+template <class T>
+class BracketSelection {
+ public:
+  using K = Key<T>;
+  static constexpr int32_t kFew = 64;
+
+  BracketSelection(const SelectTensor* tensors, int64_t count, SelectTiles& tiles, int64_t total,
+                   Metric metric, int64_t k, const Pool& pool)
+      : tensors_(tensors),
+        count_(count),
+        tiles_(tiles),
+        total_(total),
+        metric_(metric),
+        k_(k),
+        pool_(pool),
+        parts_count_(min64(kParts, tiles.tiles())),
+        parts_(parts_count_),
+        // Each part may leave a page partly empty.
+        collected_(bracket_capacity(sample_size(total), total) + parts_count_ * Collected<K>::kPage) {}
+
+  // Runs the pass. False where the sample misled: then nothing is decided, and masks hold anything.
+  bool run(bool write_masks) {
+    bracket_ = sample_bracket();
+    pass(write_masks);
+    BracketCounts counts{};
+    for (int64_t p = 0; p < parts_count_; ++p) {
+      counts.below += parts_[p].counts.below;
+      counts.at_low += parts_[p].counts.at_low;
+      counts.between += parts_[p].counts.between;
+      counts.at_high += parts_[p].counts.at_high;
+    }
+    found_ = find_rank(counts, k_);
+    if (overflow_ || found_ == Found::missed) return false;
+    selection_ = start_selection<K>(k_);
+    selection_.prefix = found_ == Found::at_low ? bracket_.low : bracket_.high;
+    selection_.less = counts.below;
+    selection_.equal = counts.at_low;
+    if (found_ == Found::at_high) {
+      selection_.less += counts.at_low + counts.between;
+      selection_.equal = counts.at_high;
+    }
+    if (found_ == Found::between) select_collected(counts);
+    return true;
+  }
+
+  K threshold() const { return selection_.prefix; }
+
+  // Makes the masks of the pass, which hold what is not below `high`, those of the selection.
+  void finish_masks(bool prune_ties) {
+    const int64_t kept = prune_ties ? 0 : selection_.ties_kept();
+    if (found_ == Found::between) return keep_collected(kept);
+    if (found_ == Found::at_low && bracket_.low != bracket_.high) keep_collected(0);
+    // The pass has kept the ties of `high` and pruned those of `low`; tiles where that is wrong are written
+    // again.
+    const bool were_kept = selection_.prefix == bracket_.high;
+    const Cut cut = cut_ties(kept);
+    const int64_t begin = were_kept ? cut.tile : 0;
+    const int64_t end = were_kept ? tiles_.tiles() : min64(cut.tile + 1, tiles_.tiles());
+    write_tiles<T>(tiles_, metric_, selection_.prefix, cut, begin, end, pool_);
+  }
+
+ private:
+  Bracket<K> sample_bracket() {
+    const int64_t size = sample_size(total_);
+    Buffer<K> sample(size);
+    Buffer<int64_t> ends(count_);
+    int64_t end = 0;
+    for (int64_t i = 0; i < count_; ++i) ends[i] = end += tensors_[i].numel;
+    parallel(pool_, size, [&](int64_t first, int64_t last) {
+      int64_t tensor = 0;
+      // Each sample is a miss of every cache: a batch is asked for before the first of it is used.
+      constexpr int64_t kBatch = 64;
+      int64_t tensor_of[kBatch], at[kBatch];
+      for (int64_t batch = first; batch < last; batch += kBatch) {
+        const int64_t n = min64(kBatch, last - batch);
+        for (int64_t i = 0; i < n; ++i) {
+          const int64_t position = sample_position(batch + i, size, total_);
+          while (position >= ends[tensor]) ++tensor;
+          const SelectTensor& t = tensors_[tensor];
+          tensor_of[i] = tensor;
+          at[i] = position - (ends[tensor] - t.numel);
+          __builtin_prefetch(advance(t.weight, t.weight_dtype, at[i]));
+          if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at[i]));
+        }
+        for (int64_t i = 0; i < n; ++i) {
+          key_chunk<T>(tensors_[tensor_of[i]], metric_, at[i], 1, &sample[batch + i]);
+        }
+      }
+    });
+    const SampleRanks ranks = sample_ranks(size, total_, k_);
+    Bracket<K> bracket{K(0), static_cast<K>(~K(0))};
+    parallel(pool_, 2, [&](int64_t first, int64_t last) {
+      for (int64_t side = first; side < last; ++side) {
+        if (side == 0 && ranks.low >= 1) bracket.low = select_key(sample.data(), size, ranks.low);
+        if (side == 1 && ranks.high <= size) bracket.high = select_key(sample.data(), size, ranks.high);
+      }
+    });
+    return bracket;
+  }
+
+  void pass(bool write_masks) {
+    parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
+      for (int64_t p = first; p < last; ++p) {
+        Part part{{}, -1, -1, 0};
+        tiles_.for_range(part_begin(p), part_begin(p + 1),
+                         [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
+                           for_keys<T>(tensor, metric_, begin, length,
+                                       [&](const K* keys, int64_t n, int64_t offset) {
+                                         bool* mask = write_masks ? tensor.mask + begin + offset : nullptr;
+                                         classify(keys, n, mask, part);
+                                       });
+                         });
+        parts_[p] = part;
+      }
+    });
+  }
+
+  int64_t part_begin(int64_t part) { return part * tiles_.tiles() / parts_count_; }
+
+  // Counts a chunk into the part, collects what is strictly inside of the bracket and keeps what is not below
+  // `high`. Of most chunks only a few entries lie in the bracket: those are looked at one by one.
+  void classify(const K* keys, int64_t n, bool* mask, Part& part) {
+    const K low = bracket_.low, high = bracket_.high;
+    uint8_t inside[kChunk];
+    int32_t from_low = 0, above = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      from_low += keys[i] >= low;
+      above += keys[i] > high;
+      inside[i] = (keys[i] >= low) & (keys[i] <= high);
+    }
+    if (mask != nullptr) {
+      for (int64_t i = 0; i < n; ++i) mask[i] = keys[i] >= high;
+    }
+    part.counts.below += n - from_low;
+    if (from_low - above > kFew) {
+      count_ends(keys, n, part);
+      if (low == high) return;
+      for (int64_t i = 0; i < n; ++i) inside[i] = (keys[i] > low) & (keys[i] < high);
+      for_marked(inside, n, [&](int64_t i) { collect(keys[i], mask, i, part); });
+    } else if (from_low != above) {
+      for_marked(inside, n, [&](int64_t i) {
+        if (keys[i] == low) {
+          ++part.counts.at_low;
+        } else if (keys[i] == high) {
+          ++part.counts.at_high;
+        } else {
+          collect(keys[i], mask, i, part);
+        }
+      });
+    }
+  }
+
+  // Counts the ties with the ends of the bracket.
+  void count_ends(const K* keys, int64_t n, Part& part) {
+    int32_t at_low = 0, at_high = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      at_low += keys[i] == bracket_.low;
+      at_high += keys[i] == bracket_.high;
+    }
+    part.counts.at_low += at_low;
+    if (bracket_.low != bracket_.high) part.counts.at_high += at_high;
+  }
+
+  // f(i) for the bytes of `marks` that are 1; they are 0 or 1, and there is room to the next multiple of 8.
+  template <class F>
+  static void for_marked(uint8_t* marks, int64_t n, const F& f) {
+    for (int64_t i = n; i % 8 != 0; ++i) marks[i] = 0;
+    for (int64_t i = 0; i < n; i += 8) {
+      uint64_t eight;
+      memcpy(&eight, marks + i, 8);
+      for (; eight != 0; eight &= eight - 1) f(i + __builtin_ctzll(eight) / 8);
+    }
+  }
+
+  void collect(K key, bool* mask, int64_t i, Part& part) {
+    ++part.counts.between;
+    if (!collected_.add(part, key, mask == nullptr ? nullptr : mask + i)) {
+      __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
+    }
+  }
+
+  // The k-th smallest among the collected keys.
+  void select_collected(const BracketCounts& counts) {
+    using R = Radix<K, kGlobalBits>;
+    auto inside = start_selection<K>(k_ - counts.below - counts.at_low);
+    for (int round = 0; round < R::kRounds; ++round) {
+      int64_t digits[R::kBins] = {};
+      parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
+        int64_t local[R::kBins] = {};
+        for_collected(first, last, [&](int64_t, K key, bool*) {
+          if (R::matches(key, inside.prefix, round)) ++local[R::digit(key, round)];
+        });
+        add_counts(local, R::kBins, digits);
+      });
+      decide_round<R>(inside, round, digits);
+    }
+    selection_.prefix = inside.prefix;
+    selection_.less = counts.below + counts.at_low + inside.less;
+    selection_.equal = inside.equal;
+  }
+
+  template <class F>
+  void for_collected(int64_t first_part, int64_t last_part, const F& f) {
+    for (int64_t p = first_part; p < last_part; ++p) {
+      collected_.for_part(parts_[p], [&](K key, bool* place) { f(p, key, place); });
+    }
+  }
+
+  // Keeps the collected keys above the threshold, and the first `ties` of those that tie with it.
+  void keep_collected(int64_t ties) {
+    Buffer<int64_t> left(parts_count_);  // ties kept from a part on
+    for (int64_t p = 0; p < parts_count_; ++p) left[p] = 0;
+    parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
+      for_collected(first, last, [&](int64_t p, K key, bool*) { left[p] += key == selection_.prefix; });
+    });
+    for (int64_t p = 0; p < parts_count_; ++p) {
+      const int64_t here = left[p];
+      left[p] = ties;
+      ties -= here;
+    }
+    parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
+      for_collected(first, last, [&](int64_t p, K key, bool* place) {
+        const bool keep = key > selection_.prefix || (key == selection_.prefix && left[p]-- > 0);
+        if (keep) *place = true;
+      });
+    });
+  }
+
+  // The place behind the tie number `kept`, from the counts of the parts and the keys of one part.
+  Cut cut_ties(int64_t kept) {
+    if (kept == 0) return {0, 0};
+    if (kept == selection_.equal) return {tiles_.tiles(), 0};
+    int64_t part = 0;
+    const auto ties_of = [&](int64_t p) {
+      return found_ == Found::at_low ? parts_[p].counts.at_low : parts_[p].counts.at_high;
+    };
+    while (ties_of(part) < kept) kept -= ties_of(part++);
+    return find_cut<T>(tiles_, metric_, selection_.prefix, kept, part_begin(part), part_begin(part + 1),
+                       pool_);
+  }
+
+  const SelectTensor* tensors_;
+  int64_t count_;
+  SelectTiles& tiles_;
+  int64_t total_;
+  Metric metric_;
+  int64_t k_;
+  const Pool& pool_;
+  int64_t parts_count_;
+  Buffer<Part> parts_;
+  Collected<K> collected_;
+  Bracket<K> bracket_{};
+  Selection<K> selection_{};
+  Found found_ = Found::missed;
+  bool overflow_ = false;
+};
+
+}  // namespace
+}  // namespace pruneops::cpu::PRUNEOPS_ISA
