@@ -131,8 +131,10 @@ class _Criterion(PruningCriterion):
     def update_scores(
         self, metric: str, alpha: float = 0.0, beta: float = 1.0, keys: Iterable[str] | None = None
     ) -> None:
+        keys = list(self.modules if keys is None else keys)
+        self._storage(keys)  # In the order of the modules, in which Neural Compressor applies its bounds.
         groups: dict[tuple[int, int] | None, list[str]] = {}
-        for key in self.modules if keys is None else keys:
+        for key in keys:
             groups.setdefault(self._block(key), []).append(key)
             if alpha != 0 and key in self._blocks:
                 self._held[key] = False  # With momentum, a layer at its bound is selected anew each time.
