@@ -1,4 +1,4 @@
-"""The command line: ``pruneops prune``, ``pruneops inspect`` and ``pruneops info``."""
+"""The command line: ``pruneops prune``, ``pruneops inspect``, ``pruneops verify`` and ``pruneops info``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from .._version import __version__
-from . import info, inspect, prune
+from . import info, inspect, prune, verify
 
 _BAD_INPUT, _INTERRUPTED, _TERMINATED = 2, 130, 143
 
@@ -23,8 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments; those of the process by default.
 
     Returns:
-        The exit code: 0; 2 after one line on stderr that says what was wrong, with nothing written; 130 after
-        Ctrl-C; 143 after a termination signal; 141 where the reader of the output went away.
+        The exit code: 0; 1 where ``verify`` finds that a claim is not true; 2 after one line on stderr that says what
+        was wrong, with nothing written; 130 after Ctrl-C; 143 after a termination signal; 141 where the reader of the
+        output went away.
 
     Example:
         >>> main(["info", "--json"])  # doctest: +SKIP
@@ -33,9 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _termination_unwinds():
             args = _parser().parse_args(argv)
-            args.run(args)
+            code: int | None = args.run(args)
             sys.stdout.flush()
-        return 0
+        return code or 0
     except KeyboardInterrupt:
         return _say("interrupted", _INTERRUPTED)
     except _Terminated:
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="pruneops", description="Fast, exact pruning of transformer checkpoints.")
     parser.add_argument("--version", action="version", version=f"pruneops {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (prune, inspect, info):
+    for command in (prune, inspect, verify, info):
         command.add_parser(commands)
     return parser
 

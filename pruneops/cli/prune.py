@@ -50,11 +50,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--dry-run", action="store_true", help="show what would be pruned and the memory needed")
     console.add_json(parser)
     how = parser.add_argument_group("what to prune")
-    how.add_argument("--sparsity", type=_share, help="share to prune, at least 0 and below 1; N:M patterns give it")
+    how.add_argument("--sparsity", type=share, help="share to prune, at least 0 and below 1; N:M patterns give it")
     how.add_argument("--pattern", default="1x1", help="1x1, NxM, channelx1, 1xchannel or N:M (default: 1x1)")
     how.add_argument("--scope", choices=SCOPES, default="global", help="all weights together (default), each, each row")
     how.add_argument("--criterion", choices=["magnitude"], default="magnitude", help="what is ranked (needs no data)")
-    how.add_argument("--min-sparsity", metavar="P", type=_share, help="lowest sparsity of each tensor, global scope")
+    how.add_argument("--min-sparsity", metavar="P", type=share, help="lowest sparsity of each tensor, global scope")
     how.add_argument("--max-sparsity", metavar="P", type=_bound, help="highest sparsity of each tensor, global scope")
     how.add_argument("--include", metavar="NAME", action="append", help=f"prune only these, even if {_NAMES}")
     how.add_argument("--exclude", metavar="NAME", action="append", help="leave these alone; the same form, repeatable")
@@ -63,7 +63,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(run=run)
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
+    """A sparsity given as text: at least 0 and below 1."""
     try:
         value = float(text)
     except ValueError:
@@ -74,7 +75,7 @@ def _share(text: str) -> float:
 
 
 def _bound(text: str) -> float:
-    return 1.0 if text in ("1", "1.0") else _share(text)
+    return 1.0 if text in ("1", "1.0") else share(text)
 
 
 def run(args: argparse.Namespace) -> None:
