@@ -43,7 +43,7 @@ template <class T>
 cudaError_t select_kth(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k,
                        SelectState<T>* state, cudaStream_t stream) {
   PRUNEOPS_RETURN_IF_ERROR(launch(start_selection_kernel<T>, 1, stream, state, k));
-  for (int round = 0; round < GlobalRadix<Key<T>>::kRounds; ++round) {
+  for (int round = 0; round < WideRadix<Key<T>>::kRounds; ++round) {
     PRUNEOPS_RETURN_IF_ERROR(for_each_select_table(tensors, count, [&](const auto& table) {
       return launch(count_digits_kernel<T>, min64(table.tiles(), kCountingBlocks), stream, table, metric,
                     state, round);

@@ -9,9 +9,6 @@
 
 namespace pruneops::cuda {
 
-template <class K>
-using GlobalRadix = Radix<K, 11>;
-
 // At most this many blocks count digits, so that few partial counts are added up.
 constexpr int64_t kCountingBlocks = 2048;
 
@@ -21,7 +18,7 @@ struct SelectState {
   Selection<K> selection;
   int64_t cut_tile;  // ties are kept in the tiles before this one, and
   int64_t cut_ties;  // the first so many of this one
-  unsigned long long counts[GlobalRadix<K>::kBins];
+  unsigned long long counts[WideRadix<K>::kBins];
 
   // Whether some ties with the threshold are kept and some are not.
   __device__ bool splits_ties() const {
@@ -32,7 +29,7 @@ struct SelectState {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads) start_selection_kernel(SelectState<T>* state, int64_t k) {
-  for (int b = threadIdx.x; b < GlobalRadix<Key<T>>::kBins; b += kThreads) state->counts[b] = 0;
+  for (int b = threadIdx.x; b < WideRadix<Key<T>>::kBins; b += kThreads) state->counts[b] = 0;
   if (threadIdx.x == 0) {
     state->selection = start_selection<Key<T>>(k);
     state->cut_tile = 0;
@@ -85,7 +82,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads)
     count_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
                         SelectState<T>* state, const int round) {
-  using R = GlobalRadix<Key<T>>;
+  using R = WideRadix<Key<T>>;
   __shared__ unsigned counts[R::kBins];
   for (int b = threadIdx.x; b < R::kBins; b += kThreads) counts[b] = 0;
   __syncthreads();
@@ -106,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
 // One block finds the digit in which the k-th key lies, and clears the counts for the next round.
 template <class T>
 __global__ void __launch_bounds__(kThreads) decide_kernel(SelectState<T>* state, const int round) {
-  using R = GlobalRadix<Key<T>>;
+  using R = WideRadix<Key<T>>;
   constexpr int kOwn = R::kBins / kThreads;
   __shared__ long long partial[kWarps];
   const int first = threadIdx.x * kOwn;

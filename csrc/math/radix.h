@@ -33,6 +33,10 @@ struct Radix {
   }
 };
 
+// Digits for keys in memory: 3 rounds for 32 bits, and 2048 counts fit a first-level cache or shared memory.
+template <class K>
+using WideRadix = Radix<K, 11>;
+
 // Where a selection stands. After the last round `prefix` is the key of the k-th smallest score, `less`
 // counts the keys below it and `equal` those that tie with it.
 template <class K>

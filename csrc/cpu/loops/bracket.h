@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../../math/bracket.h"
+#include "array.h"
 #include "select.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
@@ -72,21 +73,6 @@ class Collected {
   Buffer<bool*> places_;
   Buffer<int32_t> next_;
 };
-
-// The k-th smallest of an array of keys, k from 1.
-template <class K>
-K select_key(const K* keys, int64_t n, int64_t k) {
-  using R = Radix<K, kGlobalBits>;
-  auto selection = start_selection<K>(k);
-  for (int round = 0; round < R::kRounds; ++round) {
-    int64_t counts[R::kBins] = {};
-    for (int64_t i = 0; i < n; ++i) {
-      if (R::matches(keys[i], selection.prefix, round)) ++counts[R::digit(keys[i], round)];
-    }
-    decide_round<R>(selection, round, counts);
-  }
-  return selection.prefix;
-}
 
 // One selection by bracket over the tiles of `tensors`, with or without writing masks.
 template <class T>
@@ -180,10 +166,13 @@ class BracketSelection {
     });
     const SampleRanks ranks = sample_ranks(size, total_, k_);
     Bracket<K> bracket{K(0), static_cast<K>(~K(0))};
+    Buffer<K> spare(2 * size);
     parallel(pool_, 2, [&](int64_t first, int64_t last) {
       for (int64_t side = first; side < last; ++side) {
-        if (side == 0 && ranks.low >= 1) bracket.low = select_key(sample.data(), size, ranks.low);
-        if (side == 1 && ranks.high <= size) bracket.high = select_key(sample.data(), size, ranks.high);
+        const int64_t rank = side == 0 ? ranks.low : ranks.high;
+        if (rank < 1 || rank > size) continue;
+        const K key = select_in_array(sample.data(), size, rank, spare.data() + side * size).prefix;
+        (side == 0 ? bracket.low : bracket.high) = key;
       }
     });
     return bracket;
@@ -272,7 +261,7 @@ class BracketSelection {
 
   // The k-th smallest among the collected keys.
   void select_collected(const BracketCounts& counts) {
-    using R = Radix<K, kGlobalBits>;
+    using R = WideRadix<K>;
     auto inside = start_selection<K>(k_ - counts.below - counts.at_low);
     for (int round = 0; round < R::kRounds; ++round) {
       int64_t digits[R::kBins] = {};

@@ -8,11 +8,6 @@
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
-// 2048 bins fill a third of a first-level cache; a row is short, and clearing and scanning bins would cost
-// more.
-constexpr int kGlobalBits = 11;
-constexpr int kRowBits = 8;
-
 using SelectTiles = FlatTiles<SelectTensor>;
 
 // f(keys, length, offset in the tile) for the chunks of a tile.
@@ -34,10 +29,10 @@ void add_counts(const int64_t* local, int bins, int64_t* counts) {
 }
 
 // Adds to `counts` how many keys of the current prefix have each digit.
-template <class T, int kBits>
+template <class T>
 void count_digits(SelectTiles& tiles, Metric metric, Key<T> prefix, int round, int64_t* counts,
                   const Pool& pool) {
-  using R = Radix<Key<T>, kBits>;
+  using R = WideRadix<Key<T>>;
   parallel(pool, tiles.tiles(), [&](int64_t first, int64_t last) {
     int64_t local[2][R::kBins] = {};  // two, so that a run of equal keys does not wait for itself
     tiles.for_range(first, last, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
@@ -53,13 +48,13 @@ void count_digits(SelectTiles& tiles, Metric metric, Key<T> prefix, int round, i
 }
 
 // The k-th smallest key, k from 1.
-template <class T, int kBits>
+template <class T>
 Selection<Key<T>> select_kth(SelectTiles& tiles, Metric metric, int64_t k, const Pool& pool) {
-  using R = Radix<Key<T>, kBits>;
+  using R = WideRadix<Key<T>>;
   Selection<Key<T>> selection = start_selection<Key<T>>(k);
   for (int round = 0; round < R::kRounds; ++round) {
     int64_t counts[R::kBins] = {};
-    count_digits<T, kBits>(tiles, metric, selection.prefix, round, counts, pool);
+    count_digits<T>(tiles, metric, selection.prefix, round, counts, pool);
     decide_round<R>(selection, round, counts);
   }
   return selection;
@@ -134,9 +129,9 @@ void write_tiles(SelectTiles& tiles, Metric metric, Key<T> threshold, const Cut&
   });
 }
 
-template <class T, int kBits>
+template <class T>
 void mask_by_radix(SelectTiles& tiles, Metric metric, int64_t k, bool prune_ties, const Pool& pool) {
-  const auto selection = select_kth<T, kBits>(tiles, metric, k, pool);
+  const auto selection = select_kth<T>(tiles, metric, k, pool);
   const int64_t kept = prune_ties ? 0 : selection.ties_kept(), last = tiles.tiles();
   Cut cut{kept == 0 ? 0 : last, 0};
   if (kept != 0 && kept != selection.equal) {

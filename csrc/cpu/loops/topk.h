@@ -28,7 +28,7 @@ void topk_mask_as(const SelectTensor* tensors, int64_t count, int64_t total, Met
     BracketSelection<T> selection(tensors, count, tiles, total, metric, k, pool);
     if (selection.run(true)) return selection.finish_masks(prune_ties);
   }
-  mask_by_radix<T, kGlobalBits>(tiles, metric, k, prune_ties, pool);
+  mask_by_radix<T>(tiles, metric, k, prune_ties, pool);
 }
 
 void fill_masks(const SelectTensor* tensors, int64_t count, bool keep, const Pool& pool) {
@@ -54,7 +54,7 @@ Key<T> kth_key(const SelectTensor* tensors, int64_t count, int64_t total, Metric
     BracketSelection<T> selection(tensors, count, tiles, total, metric, k, pool);
     if (selection.run(false)) return selection.threshold();
   }
-  return select_kth<T, kGlobalBits>(tiles, metric, k, pool).prefix;
+  return select_kth<T>(tiles, metric, k, pool).prefix;
 }
 
 template <class T>
@@ -84,21 +84,40 @@ SelectTensor row_of(const SelectTensor& t, int64_t index, int64_t row) {
   return part;
 }
 
+// Rows up to this length are selected among their keys in the second-level cache.
+constexpr int64_t kRowInCache = 1 << 15;
+
+// Prunes the k lowest of a row, 0 < k < length; `keys` has room for the row twice.
 template <class T>
-void row_mask(const SelectTensor& row, Metric metric, int64_t k) {
+void mask_cached_row(const SelectTensor& row, Metric metric, int64_t k, Key<T>* keys) {
+  const int64_t n = row.numel;
+  for (int64_t done = 0; done < n; done += kChunk) {
+    key_chunk<T>(row, metric, done, min64(kChunk, n - done), keys + done);
+  }
+  const auto selection = select_in_array(keys, n, k, keys + n);
+  int64_t kept = selection.ties_kept(), cut = kept == selection.equal ? n : 0;
+  for (; cut < n && kept > 0; ++cut) kept -= keys[cut] == selection.prefix;
+  write_mask(keys, n, selection.prefix, cut, row.mask);
+}
+
+template <class T>
+void mask_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, int64_t first,
+               int64_t last) {
   const Pool alone{1, nullptr};
-  if (k == 0 || k == row.numel) return fill_masks(&row, 1, k == 0, alone);
-  SelectTiles tiles(&row, 1);
-  mask_by_radix<T, kRowBits>(tiles, metric, k, false, alone);
+  Buffer<Key<T>> keys(2 * min64(row, kRowInCache));
+  for (int64_t r = first; r < last; ++r) {
+    const SelectTensor part = row_of(tensor, r, row);
+    row <= kRowInCache ? mask_cached_row<T>(part, metric, k, keys.data())
+                       : topk_mask_as<T>(&part, 1, row, metric, k, false, alone);
+  }
 }
 
 void row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, const Pool& pool) {
-  const int64_t rows = row == 0 ? 0 : tensor.numel / row;
-  parallel(pool, rows, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const SelectTensor part = row_of(tensor, r, row);
-      part.wide() ? row_mask<double>(part, metric, k) : row_mask<float>(part, metric, k);
-    }
+  if (tensor.numel == 0) return;
+  if (k == 0 || k == row) return fill_masks(&tensor, 1, k == 0, pool);
+  parallel(pool, tensor.numel / row, [&](int64_t first, int64_t last) {
+    tensor.wide() ? mask_rows<double>(tensor, metric, row, k, first, last)
+                  : mask_rows<float>(tensor, metric, row, k, first, last);
   });
 }
 
