@@ -107,12 +107,6 @@ void write_mask(const K* keys, int64_t n, K threshold, int64_t ties_before, bool
   for (int64_t i = split; i < n; ++i) mask[i] = keys[i] > threshold;
 }
 
-void fill_masks(SelectTiles& tiles, bool keep, const Pool& pool) {
-  tiles.for_all(pool, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
-    memset(tensor.mask + begin, keep, static_cast<size_t>(length));
-  });
-}
-
 // Writes the masks of the tiles [first, last): what is above the threshold, and its ties before the cut.
 template <class T>
 void write_tiles(SelectTiles& tiles, Metric metric, Key<T> threshold, const Cut& cut, int64_t first,
