@@ -15,6 +15,7 @@ import torch
 
 from .common import Bench, Case, Config, DoesNotFitError
 from .environment import environment
+from .results import STATISTIC
 
 
 def all_cases(config: Config) -> Iterator[Case]:
@@ -32,7 +33,7 @@ def describe(record: dict) -> str:
     facts, stats = record["extra_info"], record["stats"]
     if not stats:
         return f"{record['name']}: failed, {facts['error']}"
-    seconds = stats["median"]
+    seconds = stats[STATISTIC[facts["device"]]]
     fraction = facts["floor_bytes"] / seconds / facts["copy_bandwidth"]
     extra = facts["peak_extra_bytes"] / 2**20
     return f"{record['name']}: {1e3 * seconds:.3f} ms, {fraction:.3f} of the copy bandwidth, {extra:.1f} MiB extra"

@@ -14,7 +14,9 @@ from .memory import peak_extra
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pruneops")
-    group.addoption("--size", choices=("smoke", "default", "full"), default="default", help="smoke is for the tests")
+    group.addoption(
+        "--size", choices=("smoke", "default", "full"), default="default", help="2^16, 2^26 or 2^28 entries"
+    )
 
 
 def _config(config: pytest.Config) -> Config:

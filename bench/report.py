@@ -47,6 +47,13 @@ def peer_memory(row: Row) -> str:
     return ", ".join(f"{name} {size(n)}" for name, n in sizes.items()) or "–"
 
 
+def memory(row: Row) -> str:
+    """Ours, and the range of the peers'."""
+    peers = [result.peak_extra for result in row.peers.values() if result.seconds]
+    spread = " to ".join(dict.fromkeys([size(min(peers)), size(max(peers))])) if peers else "–"
+    return f"{size(row.ours.peak_extra)} ({spread})"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] + ["---"] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
@@ -75,15 +82,20 @@ def short_table(runs: dict[str, Run]) -> str:
         cells = [NOT_MEASURED] * 4
         if row:
             cells = [milliseconds(row.ours.seconds), f"{row.fraction(row.ours):.2f}", ratios(row),
-                     size(row.ours.peak_extra)]  # fmt: skip
-        on_gpu = f"{milliseconds(gpu.ours.seconds)} ms, {gpu.fraction(gpu.ours):.2f}" if gpu else NOT_MEASURED
-        lines.append([f"`{key[0]}`", key[1], *cells, on_gpu])
-    header = ["", "", "CPU, ms", "of the copy", "times faster than", "extra memory", "GPU: ms, of the copy"]
+                     memory(row)]  # fmt: skip
+        on_gpu = NOT_MEASURED
+        if gpu:
+            on_gpu = f"{milliseconds(gpu.ours.seconds)} ms at {gpu.entries / 1e6:,.0f} M, {gpu.fraction(gpu.ours):.2f}"
+        entries = "–" if row is None else f"{row.entries / 1e6:.1f} M"
+        lines.append([f"`{key[0]}`", key[1], entries, *cells, on_gpu])
+    header = ["", "", "entries", "ms", "of the copy", "times faster than", "extra memory (peers')", "GPU"]
     notes = [f"CPU: {machine(cpu)}" if cpu.rows else f"CPU: {NOT_MEASURED}."]
     notes.append(f"GPU: {machine(cuda)}" if cuda.rows else f"GPU: {NOT_MEASURED}.")
     legend = (
         "*Of the copy*: bytes that the operator must read and write at the least, over its time, as a fraction of the "
-        "bandwidth of `dst.copy_(src)` in the same run."
+        "bandwidth of `dst.copy_(src)` in the same run. *Extra memory*: peak beyond what stood before the call, inputs "
+        "and given outputs not counted. CPU: the best of several rounds, for peers and the copy too; "
+        "GPU: the median; ms, entries and fraction of the copy."
     )
     return "\n\n".join([table(header, lines), legend, *notes])
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Times everything on the CPU, then writes the tables and the picture. More arguments go to pytest, such as
-# `--size full` or `-k update_scores`. The results of a GPU in bench/results/ are shown beside those of the CPU.
+# Times everything on the CPU, then writes the tables and the picture from all results in bench/results/, a GPU's too.
+# More arguments go to pytest: `-k topk_mask --size full --benchmark-json=bench/results/full.json` adds a run at 2^28,
+# whose cases replace those of cpu.json in the tables.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 results=bench/results
 mkdir -p "$results" docs
 
-"$python" -m pytest bench/bench_*.py -q -p no:cacheprovider --benchmark-disable-gc --benchmark-json="$results/cpu.json" \
+"$python" -m pytest bench/bench_*.py -p no:cacheprovider --benchmark-disable-gc --benchmark-json="$results/cpu.json" \
   --benchmark-columns=median,min,rounds --benchmark-sort=name "$@"
 
 page=()
