@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -41,11 +41,12 @@ def prune(
     *,
     criterion: str = "magnitude",
     pattern: str | Pattern = "1x1",
-    scope: str = "global",
+    scope: str | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     min_sparsity: float | None = None,
     max_sparsity: float | None = None,
+    input_norms: Mapping[str, Tensor] | None = None,
     on_indivisible: str = "skip",
 ) -> PruneReport:
     """Prune a model in place, in one shot, to an exact sparsity.
@@ -60,14 +61,17 @@ def prune(
         sparsity: share to prune, 0 <= sparsity < 1: exactly ``int(sparsity * n)`` of the n entries (or blocks) of
             all layers, each layer or each row, by ``scope``. With an N:M pattern None, or what it gives.
         criterion: ``magnitude`` needs no data; ``gradient``, ``snip``, ``snip_momentum`` and for block patterns
-            ``snip_momentum_block``, ``retrain_free`` use the gradients that are there; or any other registered
-            criterion, of which one step is taken.
+            ``snip_momentum_block``, ``retrain_free`` use the gradients that are there; ``wanda`` uses
+            ``input_norms``; or any other registered criterion, of which one step is taken.
         pattern: ``1x1``, ``NxM``, ``channelx1``, ``1xchannel`` or ``N:M``; see :func:`pruneops.parse_pattern`.
-        scope: ``global``, ``local`` (each layer) or ``row`` (each output channel).
+        scope: ``global``, ``local`` (each layer) or ``row`` (each output channel). By default ``global``, but
+            ``row`` for ``wanda``, whose scores of different rows do not compare.
         include: globs or ``re:`` expressions of module names to prune, even if excluded by default.
         exclude: the same of module names not to prune.
         min_sparsity: lowest sparsity of each layer in a global selection.
         max_sparsity: highest sparsity of each layer in a global selection.
+        input_norms: for ``wanda``: layer name -> norms of its inputs, of :func:`pruneops.calibrate`. Layers without
+            them are left alone.
         on_indivisible: a layer that the pattern does not divide: ``skip`` (one warning lists them) or ``error``.
 
     Returns:
@@ -84,23 +88,28 @@ def prune(
         (48, 24)
     """
     form = parse_pattern(pattern)
-    steps = criterion_class(criterion)
-    layers, skipped = divisible_layers(find_layers(model, include, exclude), form, on_indivisible)
+    metric = "wanda" if criterion == "wanda" else _METRICS.get(criterion_class(criterion))
+    scope = scope or ("row" if metric == "wanda" else "global")
+    found = find_layers(model, include, exclude)
+    if metric == "wanda":
+        if input_norms is None:
+            raise ValueError("prune: criterion 'wanda' needs input_norms; pruneops.calibrate collects them")
+        found = [layer for layer in found if layer.name in input_norms]
+    layers, skipped = divisible_layers(found, form, on_indivisible)
     weights = {layer.name: layer.weight for layer in layers}
-    metric = _METRICS.get(steps)
     if metric and metric.startswith("mask_") and not form.block:
         raise ValueError(f"prune: criterion {criterion!r} scores blocks, but pattern {form.spec!r} has none")
     seconds: dict[str, float] = {}
-    grads = _gradients(layers, criterion) if metric not in (None, "magnitude") else None
+    grads = _gradients(layers, criterion) if metric not in (None, "magnitude", "wanda") else None
     with _timed(seconds, "score", weights):
         scores = None
         if metric is None:
             scores = _one_step(criterion, layers, form)
-        elif form.block:
+        elif form.block and metric != "wanda":
             scores = block_scores(weights, form, metric, grads)
     with _timed(seconds, "select", weights):
         masks = select_masks(weights, sparsity=sparsity, pattern=form, scope=scope, metric=metric or "magnitude",
-                             scores=scores, grads=grads, min_sparsity=min_sparsity,
+                             scores=scores, grads=grads, input_norms=input_norms, min_sparsity=min_sparsity,
                              max_sparsity=max_sparsity)  # fmt: skip
     with _timed(seconds, "apply", weights):
         apply_masks(weights, masks, form)

@@ -24,6 +24,7 @@ def select_masks(
     metric: str = "magnitude",
     scores: Mapping[str, Tensor] | None = None,
     grads: Mapping[str, Tensor] | None = None,
+    input_norms: Mapping[str, Tensor] | None = None,
     min_sparsity: float | Mapping[str, float] | None = None,
     max_sparsity: float | None = None,
 ) -> dict[str, Tensor]:
@@ -45,10 +46,12 @@ def select_masks(
         scope: ``global``, ``local`` or ``row``.
         metric: what is ranked, computed on the fly: ``magnitude``, ``gradient``, ``snip``, ``taylor``, ``fisher``;
             for blocks its mean over the block, or ``mask_gradient``, ``mask_fisher`` (see
-            :func:`pruneops.ops.update_block_scores_`). No weight-sized score is stored.
+            :func:`pruneops.ops.update_block_scores_`). No weight-sized score is stored. ``wanda`` is abs(w) times
+            the norm of the weight's input (Sun et al., 2024), for weights with two dimensions.
         scores: ranked instead of a metric: name -> tensor of the weight's shape (blocks take its mean) or, for
             block patterns, of the grid of blocks.
         grads: name -> gradient of the weight, for the metrics that read it.
+        input_norms: name -> norms of the inputs, shape (C,) for a weight (R, C), for ``wanda``.
         min_sparsity: lowest sparsity of each weight; one for all, or by name (0 where a name is missing).
         max_sparsity: highest sparsity of each weight.
 
@@ -71,7 +74,7 @@ def select_masks(
     share = _check_sparsity(check, form, sparsity, min_sparsity, max_sparsity)
     _check_rows(check, form, scope)
     _check_weights(check, weights, form)
-    units = _rank(check, weights, form, metric, scores, grads)
+    units = _rank(check, weights, form, metric, scores, grads, input_norms)
     if form.nm:
         return units.named([units.nm(i, *form.nm) for i in range(len(units.tensors))])
     if scope == "row":
@@ -197,6 +200,7 @@ class _Units:
     tensors: list[Tensor]
     metric: str | None = None
     grads: list[Tensor] | None = None
+    norms: list[Tensor] | None = None
 
     @property
     def sizes(self) -> list[int]:
@@ -209,19 +213,24 @@ class _Units:
         """Masks of the tensors ``which`` that prune the ``prune`` lowest units of all of them together."""
         tensors = [self.tensors[i] for i in which]
         grads = None if self.grads is None else [self.grads[i] for i in which]
+        norms = None if self.norms is None else [self.norms[i] for i in which]
         keep = sum(x.numel() for x in tensors) - prune
-        return list(ops.topk_mask(tensors, keep=keep, metric=self.metric, grads=grads))
+        return list(ops.topk_mask(tensors, keep=keep, metric=self.metric, grads=grads, input_norm=norms))
 
     def rows(self, i: int, sparsity: float) -> Tensor:
         score, grad = self._seen(i, lambda x: x.flatten(1) if x.dim() > 1 else x)
-        mask = ops.row_topk_mask(score, sparsity=sparsity, metric=self.metric, grads=grad)
+        mask = ops.row_topk_mask(score, sparsity=sparsity, metric=self.metric, grads=grad, input_norm=self._norm(i))
         return mask.view(self.tensors[i].shape)
 
     def nm(self, i: int, n: int, m: int) -> Tensor:
         score, grad = self._seen(i, _input_channels_last)
         mask = torch.empty(self.tensors[i].shape, dtype=torch.bool, device=score.device)
-        ops.nm_mask(score, n, m, out=_input_channels_last(mask), metric=self.metric, grads=grad)
+        out = _input_channels_last(mask)
+        ops.nm_mask(score, n, m, out=out, metric=self.metric, grads=grad, input_norm=self._norm(i))
         return mask
+
+    def _norm(self, i: int) -> Tensor | None:
+        return None if self.norms is None else self.norms[i]
 
     def _seen(self, i: int, view: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
         """Tensor i and its gradient through ``view``."""
@@ -280,15 +289,38 @@ def _rank(
     metric: str,
     scores: Mapping[str, Tensor] | None,
     grads: Mapping[str, Tensor] | None,
+    input_norms: Mapping[str, Tensor] | None,
 ) -> _Units:
     names = list(weights)
     if scores is not None:
         return _Units(names, [_given_score(check, name, weights[name], form, scores) for name in names])
+    if metric == "wanda":
+        return _rank_by_input(check, weights, form, input_norms)
     if form.block:
         return _Units(names, list(block_scores(weights, form, metric, grads).values()))
-    check.choice("metric", metric, list(SCORE_METRICS))
+    check.choice("metric", metric, [*SCORE_METRICS, "wanda"])
     grad_list = _gradients(check, weights, grads) if SCORE_METRICS[metric][1] else None
     return _Units(names, [weight.detach() for weight in weights.values()], metric, grad_list)
+
+
+def _rank_by_input(
+    check: Checker, weights: Mapping[str, Tensor], form: Pattern, input_norms: Mapping[str, Tensor] | None
+) -> _Units:
+    norms = []
+    for name, weight in weights.items():
+        label = f"input_norms[{name!r}]"
+        if input_norms is None or name not in input_norms:
+            check.fail(f"metric 'wanda' needs {label}, which is missing")
+        if weight.dim() != 2:
+            check.fail(f"metric 'wanda' needs weights with 2 dimensions, weights[{name!r}] has {list(weight.shape)}")
+        check.shape(label, check.tensor(label, input_norms[name]), [weight.shape[1]])
+        norms.append(input_norms[name].to(weight.device, torch.float32))
+    names, tensors = list(weights), [weight.detach() for weight in weights.values()]
+    if not form.block:
+        return _Units(names, tensors, "wanda", norms=norms)
+    # There is no fused form for blocks; one weight-sized score exists at a time.
+    scores = (weight.abs() * norm for weight, norm in zip(tensors, norms, strict=True))
+    return _Units(names, [ops.block_reduce(score, form.block) for score in scores])
 
 
 def _gradients(check: Checker, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor] | None) -> list[Tensor]:
