@@ -1,0 +1,271 @@
+"""Activation-aware pruning: norms of the inputs of each layer, and Wanda block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layers import Patterns, PrunableLayer, find_layers
+from .patterns import Pattern, parse_pattern
+from .pruning import divisible_layers, layer_reports
+from .report import LayerMasks, PruneReport
+from .selection import apply_masks, check_limits, select_masks
+
+
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], *, include: Patterns = None, exclude: Patterns = None
+) -> dict[str, Tensor]:
+    """The norms of the inputs that the linear layers of a model get, in one pass over some batches.
+
+    Nothing but one running sum per input channel is held. With the norms, ``prune(criterion="wanda",
+    input_norms=norms)`` prunes at any sparsity and pattern, without another pass.
+
+    Args:
+        model: any module; it is run in evaluation mode.
+        batches: what the model is called with: tensors, tuples of arguments, or mappings of keyword arguments.
+            Each token counts, padding too.
+        include, exclude: which layers, see :func:`pruneops.layers.find_layers`. Convolutions are left out.
+
+    Returns:
+        Layer name -> float32 tensor of shape (in,): the L2 norm of each input channel over all tokens.
+
+    Raises:
+        ValueError: there are no batches or no linear layers, or a layer is never called.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> calibrate(model, [torch.tensor([[3.0, 1.0]]), torch.tensor([[4.0, 0.0]])])
+        {'0': tensor([5., 1.])}
+    """
+    layers = _linear_layers(model, include, exclude)
+    with _evaluating(model), _Norms(model, layers) as norms:
+        if not sum(1 for batch in batches for _ in [_call(model, batch)]):
+            raise ValueError("calibrate: there are no batches")
+    return norms.result()
+
+
+def wanda(
+    model: nn.Module,
+    batches: Iterable[Any],
+    sparsity: float | None = None,
+    *,
+    pattern: str | Pattern = "1x1",
+    scope: str = "row",
+    blocks: str | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    on_indivisible: str = "skip",
+) -> PruneReport:
+    """Prune a transformer in place by abs(w) times the norm of the weight's input (Wanda: Sun et al., 2024).
+
+    Block by block, as published: a block is calibrated on what the blocks before it, already pruned, give. Of the
+    activations only the inputs of one block are held, for all batches. Layers outside of the blocks stay as they are.
+
+    Args:
+        model: a model that is a chain of blocks, such as the decoder layers of a language model.
+        batches: as in :func:`calibrate`; they are gone through once.
+        sparsity: share to prune of each row or layer; None for an N:M pattern, which gives it.
+        pattern: see :func:`pruneops.parse_pattern`.
+        scope: ``row`` (each output channel, as published) or ``local`` (each layer).
+        blocks: name of the ``nn.ModuleList`` of blocks; by default the one with the most weights in it.
+        include, exclude: which layers, see :func:`pruneops.layers.find_layers`. Convolutions are left out.
+        on_indivisible: a layer that the pattern does not divide: ``skip`` or ``error``.
+
+    Returns:
+        The report, with counts per layer and masks.
+
+    Raises:
+        ValueError: an argument is out of range, there are no batches, or the model is no chain of blocks; then
+            :func:`calibrate` and :func:`pruneops.prune` are the way.
+
+    Example:
+        >>> report = wanda(model, tokens.split(8), 0.5)  # doctest: +SKIP
+    """
+    if scope not in ("row", "local"):
+        raise ValueError(f"wanda: scope must be 'row' or 'local', got {scope!r}")
+    form = parse_pattern(pattern)
+    name, chain = _find_blocks(model, blocks)
+    inside = {id(p) for block in chain for p in block.parameters()}
+    found = [x for x in _linear_layers(model, include, exclude) if id(x.parameter) in inside]
+    layers, skipped = divisible_layers(found, form, on_indivisible, "wanda")
+    check_limits({x.name: x.weight.shape for x in layers}, sparsity=sparsity, pattern=form, scope=scope)
+    masks: dict[str, Tensor] = {}
+    with _evaluating(model):
+        calls = _record(model, chain, name, batches)
+        for i, block in enumerate(chain):
+            mine = [x for x in layers if x.name not in masks and id(x.parameter) in set(map(id, block.parameters()))]
+            if mine:
+                with _Norms(model, mine) as norms:
+                    for call in calls:
+                        call.run(block, i)
+                weights = {x.name: x.weight for x in mine}
+                chosen = select_masks(
+                    weights, sparsity=sparsity, pattern=form, scope=scope, metric="wanda", input_norms=norms.result()
+                )
+                apply_masks(weights, chosen, form)
+                masks |= chosen
+            for call in calls:
+                call.hidden = call.run(block, i)
+    layers = [layer for layer in layers if layer.name in masks]
+    return PruneReport(
+        layers=layer_reports(layers, masks),
+        criterion="wanda",
+        pattern=form.spec,
+        scope=scope,
+        seconds={},
+        skipped=tuple(skipped),
+        masks=LayerMasks(layers, masks, form),
+    )
+
+
+class _Norms:
+    """Sums the squares of the inputs of layers while it is entered."""
+
+    def __init__(self, model: nn.Module, layers: list[PrunableLayer]) -> None:
+        self._layers = layers
+        self._sums: dict[str, Tensor] = {}
+        self._handles: list[Any] = []
+        names = {id(layer.parameter): layer.name for layer in layers}
+        # A shared weight gets the inputs of all modules that use it.
+        self._modules = [
+            (module, names[id(module.weight)])
+            for module in model.modules()
+            if id(module._parameters.get("weight")) in names
+        ]
+
+    def __enter__(self) -> _Norms:
+        for module, name in self._modules:
+            self._handles.append(module.register_forward_pre_hook(self._hook(name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Any:
+        def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0].detach().flatten(0, -2) if inputs[0].dim() > 1 else inputs[0].detach()[None]
+            # Sums over many batches lose nothing in float64; each batch is summed where it is.
+            squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(0).double()
+            self._sums[name] = self._sums[name] + squares if name in self._sums else squares
+
+        return add
+
+    def result(self) -> dict[str, Tensor]:
+        """Layer name -> norms."""
+        for layer in self._layers:
+            if layer.name not in self._sums:
+                raise ValueError(f"calibrate: layer {layer.name!r} got no input; exclude it")
+        return {layer.name: self._sums[layer.name].sqrt().float() for layer in self._layers}
+
+
+@dataclass
+class _Call:
+    """One batch on its way through the chain: what the next block gets, and the further arguments of each block."""
+
+    hidden: Any = None
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    output: Any = None
+
+    def run(self, block: nn.Module, i: int) -> Any:
+        args, kwargs = self.arguments[i]
+        return _first(block(self.hidden, *args, **kwargs))
+
+
+class _Recorder:
+    """Hooks that note how each block is called, and that each is fed with the output of the one before."""
+
+    def __init__(self, name: str) -> None:
+        self.calls: list[_Call] = []
+        self._name = name
+
+    def before(self, i: int) -> Any:
+        def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = self.calls[-1]
+            hidden = args[0] if args else kwargs.get("hidden_states")
+            expected = hidden if i == 0 else call.output
+            if not isinstance(hidden, Tensor) or hidden is not expected or len(call.arguments) != i:
+                raise ValueError(
+                    f"wanda: the blocks {self._name!r} are no chain in which each gets what the one before gives; "
+                    "use calibrate() and prune(criterion='wanda') instead"
+                )
+            if i == 0:
+                call.hidden = hidden
+            rest = {key: value for key, value in kwargs.items() if args or key != "hidden_states"}
+            call.arguments.append((args[1:], rest))
+
+        return note
+
+    def after(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.calls[-1].output = _first(output)
+
+
+def _record(model: nn.Module, chain: list[nn.Module], name: str, batches: Iterable[Any]) -> list[_Call]:
+    """Run the dense model once; the calls of its blocks, with the inputs of the first one."""
+    recorder = _Recorder(name)
+    handles = [block.register_forward_pre_hook(recorder.before(i), with_kwargs=True) for i, block in enumerate(chain)]
+    handles += [block.register_forward_hook(recorder.after) for block in chain]
+    try:
+        for batch in batches:
+            recorder.calls.append(_Call())
+            _call(model, batch)
+            recorder.calls[-1].output = None
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not recorder.calls:
+        raise ValueError("wanda: there are no batches")
+    return recorder.calls
+
+
+def _find_blocks(model: nn.Module, name: str | None) -> tuple[str, list[nn.Module]]:
+    """The chain of blocks: the named ``nn.ModuleList``, or the outermost with the most weights."""
+    lists = {key: x for key, x in model.named_modules() if isinstance(x, nn.ModuleList) and len(x)}
+    if name is None and lists:
+        name = max(lists, key=lambda key: sum(p.numel() for p in lists[key].parameters()))
+    if name is None or name not in lists:
+        known = ", ".join(lists) or "none"
+        raise ValueError(f"wanda: blocks must name an nn.ModuleList, got {name!r}; those of this model: {known}")
+    return name, list(lists[name])
+
+
+def _linear_layers(model: nn.Module, include: Patterns, exclude: Patterns) -> list[PrunableLayer]:
+    layers = [layer for layer in find_layers(model, include, exclude) if layer.parameter.dim() == 2]
+    if not layers:
+        raise ValueError("calibrate: the model has no linear layer to prune")
+    return layers
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients and no cache of keys and values, which a second run would extend."""
+    training = {module: module.training for module in model.modules()}
+    config: Any = getattr(model, "config", None)
+    caches = getattr(config, "use_cache", None)
+    model.eval()
+    try:
+        if caches:
+            config.use_cache = False
+        with torch.no_grad():
+            yield
+    finally:
+        if caches:
+            config.use_cache = caches
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _call(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+
+
+def _first(output: Any) -> Any:
+    """The hidden states of a block's output."""
+    return output[0] if isinstance(output, tuple) else output
