@@ -14,7 +14,6 @@ from .blocks import grid, inc_expand
 from .common import Case, Config
 from .shapes import square
 
-
 Contender = Callable[[Any], object]
 
 
