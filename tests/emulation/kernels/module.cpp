@@ -281,7 +281,7 @@ PYBIND11_MODULE(_emulation, m) {
   py::register_exception<emulation::Refusal>(m, "Refusal", PyExc_RuntimeError);
   m.def("set_seed", emulation::set_seed, py::arg("seed"));
   m.def("set_grid", emulation::set_grid, py::arg("blocks"));
-  m.def("set_block_window", emulation::set_block_window, py::arg("first"), py::arg("count"));
+  m.def("set_last_blocks", emulation::set_last_blocks, py::arg("count"));
   py::enum_<Kind>(m, "Kind")
       .value("device", Kind::device)
       .value("sparse", Kind::sparse)

@@ -22,7 +22,7 @@ namespace {
 uint64_t current_seed = 0;
 bool seeded = false;
 unsigned grid_blocks = 0;
-uint64_t window_first = 0, window_count = ~uint64_t{0};
+uint64_t last_blocks = ~uint64_t{0};
 
 constexpr uint64_t kMaxThreads = 1024, kMaxParameters = 32764, kMaxBlocksRun = 1 << 20;
 
@@ -142,9 +142,8 @@ void set_grid(unsigned blocks) {
   grid_blocks = blocks;
 }
 
-void set_block_window(uint64_t first, uint64_t count) {
-  window_first = first;
-  window_count = count;
+void set_last_blocks(uint64_t count) {
+  last_blocks = count;
 }
 
 void run(const Config& config, const Kernel& kernel) {
@@ -157,11 +156,10 @@ void run(const Config& config, const Kernel& kernel) {
   grid.size = static_cast<unsigned>(volume(config.block));
   while (grid.threads.size() < grid.size) grid.threads.push_back(std::make_unique<Thread>());
 
-  const uint64_t blocks = volume(grid.config.grid);
-  const uint64_t first = std::min(window_first, blocks), count = std::min(window_count, blocks - first);
+  const uint64_t blocks = volume(grid.config.grid), count = std::min(last_blocks, blocks);
   if (count > kMaxBlocksRun) refuse_launch(std::to_string(count) + " blocks are too many to emulate");
   grid.order.resize(count);
-  std::iota(grid.order.begin(), grid.order.end(), first);
+  std::iota(grid.order.begin(), grid.order.end(), blocks - count);
   random_source.shuffle(grid.order);
 
   grid.refused_thread = nullptr;

@@ -49,8 +49,8 @@ uint64_t seed();
 // kernels that loop over their work whatever the grid.
 void set_grid(unsigned blocks);
 
-// Run only blocks first .. first + count - 1 of every grid: how the far end of a huge range is reached.
-void set_block_window(uint64_t first, uint64_t count);
+// Run only the last blocks of every grid, at most so many: how the far end of a huge range is reached.
+void set_last_blocks(uint64_t count);
 
 // ---- what a thread sees
 // ---------------------------------------------------------------------------------------

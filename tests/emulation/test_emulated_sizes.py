@@ -1,0 +1,161 @@
+"""Index arithmetic past 2^31 and 2^32 entries: sparse ranges of memory, of which only the last blocks run."""
+
+import numpy as np
+import oracle
+import pytest
+from driver import Backend
+from hostile import values
+from tensors import assert_same
+
+PAST_32 = 2**32 + 5 * 8192 + 37
+TAIL = 3000  # entries at the end that hold values
+
+
+@pytest.fixture
+def last_blocks(emulation):
+    """Sets how many blocks of every grid run: the last ones."""
+    yield emulation.set_last_blocks
+    emulation.set_last_blocks(2**64 - 1)
+    emulation.set_grid(0)
+
+
+class Sparse:
+    """An array of which only the tail is there to read; all else is 0 and takes no memory."""
+
+    def __init__(self, emulation, numel, itemsize):
+        self.numel, self.itemsize = numel, itemsize
+        self.memory = emulation.Memory(numel * itemsize, emulation.Kind.sparse)
+        self.address = self.memory.address
+
+    def write(self, tail):
+        self.memory.write(np.ascontiguousarray(tail).view(np.uint8), (self.numel - len(tail)) * self.itemsize)
+        return self
+
+    def read(self, dtype, count=TAIL):
+        return self.memory.read(count * self.itemsize, (self.numel - count) * self.itemsize).view(dtype)
+
+
+def half(x):
+    return (x.view(np.uint32) >> 16).astype(np.uint16)
+
+
+def test_update_scores(emulation, last_blocks):
+    weight, grad = (values("normal", (TAIL,), "bfloat16", seed) for seed in range(2))
+    score, w, g = (Sparse(emulation, PAST_32, 2) for _ in range(3))
+    w.write(half(weight))
+    g.write(half(grad))
+    kinds = emulation.Dtype, emulation.Metric
+    rule = emulation.UpdateRule(kinds[1].snip, emulation.Reduce.sum, 0.0, 1.0, 0, 0, False)
+    tensor = emulation.UpdateTensor(score.address, w.address, g.address, PAST_32, *[kinds[0].bfloat16] * 3)
+    last_blocks(2)
+    emulation.cuda.update_scores([tensor], rule)
+    expected = oracle.update_scores(None, weight, grad, metric="snip", dtype="bfloat16")
+    assert_same(score.read(np.uint16), half(expected))
+
+
+def test_update_block_scores(emulation, last_blocks):
+    rows, cols = 2**17 + 4, 2**15  # past 2^32 entries
+    tail = values("normal", (4, cols), "bfloat16")
+    weight = Sparse(emulation, rows * cols, 2).write(half(tail).ravel())
+    score = Sparse(emulation, rows // 4 * cols, 4)
+    rule = emulation.UpdateRule(emulation.Metric.magnitude, emulation.Reduce.max, 0.0, 1.0, 0, 0, False)
+    strides = emulation.Strides(cols, 1, 0)
+    dtypes = emulation.Dtype.float32, emulation.Dtype.bfloat16, emulation.Dtype.float32
+    tensor = emulation.BlockTensor(
+        score.address, weight.address, 0, emulation.Matrix(rows, cols, cols), strides, strides,
+        emulation.Block(4, 1), *dtypes,
+    )  # fmt: skip
+    # 8 warps, of which 4 share a row of blocks: two rows of blocks and 256 columns a tile.
+    last_blocks(cols // 256)
+    emulation.cuda.update_block_scores([tensor], rule)
+    assert_same(score.read(np.float32, cols), np.abs(tail).max(0))
+
+
+def test_topk_mask(emulation, last_blocks):
+    tail = np.random.default_rng(0).permutation(TAIL).astype(np.float32) + 1
+    score, mask = Sparse(emulation, PAST_32, 4).write(tail), Sparse(emulation, PAST_32, 1)
+    tensor = emulation.SelectTensor(score.address, 0, 0, mask.address, PAST_32, PAST_32, *[emulation.Dtype.float32] * 2)
+    # The grid gives every block one tile, and the blocks that do not run count nothing: the k lowest are the k lowest
+    # of the last tiles, which end with the tail.
+    emulation.set_grid(-(-PAST_32 // 8192))
+    last_blocks(1)
+    in_tile = PAST_32 % 8192
+    k = in_tile // 2
+    emulation.cuda.topk_mask([tensor], emulation.Metric.stored, k, False)
+    last = tail[-in_tile:]
+    assert_same(mask.read(bool, in_tile), oracle.keep_highest(last, in_tile - k))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_apply_masks(emulation, last_blocks, packed):
+    numel = PAST_32 // 8 * 8
+    keep = np.random.default_rng(0).random(TAIL) < 0.5
+    data = Sparse(emulation, numel, 2).write(np.full(TAIL, 7, np.uint16))
+    bits = np.packbits(keep, bitorder="little") if packed else keep
+    mask = Sparse(emulation, numel // 8 if packed else numel, 1).write(bits)
+    last_blocks(2)
+    emulation.cuda.apply_masks([emulation.MaskTensor(data.address, mask.address, numel, 2, packed)])
+    assert_same(data.read(np.uint16), np.where(keep, np.uint16(7), np.uint16(0)))
+
+
+def test_pack_and_unpack(emulation, last_blocks):
+    numel = PAST_32 // 8 * 8
+    keep = np.random.default_rng(0).random(TAIL) < 0.5
+    mask, bits = Sparse(emulation, numel, 1).write(keep), Sparse(emulation, numel // 8, 1)
+    last_blocks(3)
+    emulation.cuda.pack_mask(mask.address, bits.address, numel)
+    assert_same(bits.read(np.uint8, TAIL // 8), np.packbits(keep, bitorder="little"))
+    back = Sparse(emulation, numel, 1)
+    emulation.cuda.unpack_mask(bits.address, back.address, numel)
+    assert_same(back.read(bool), keep)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 5)])
+def test_nm_mask(emulation, last_blocks, n, m):
+    numel = PAST_32 // 40 * 40
+    tail = values("few_distinct", (TAIL,))
+    score, mask = Sparse(emulation, numel, 4).write(tail), Sparse(emulation, numel, 1)
+    tensor = emulation.SelectTensor(score.address, 0, 0, mask.address, numel, numel, *[emulation.Dtype.float32] * 2)
+    # A block takes 2,048 entries, or 6 groups of 5 for each of its 8 warps.
+    last_blocks(20)
+    emulation.cuda.nm_mask(tensor, emulation.Metric.stored, n, m)
+    assert_same(mask.read(bool), oracle.nm_mask(tail, n, m))
+
+
+def test_row_topk_mask(emulation, last_blocks):
+    row = TAIL
+    rows = PAST_32 // row
+    tail = values("few_distinct", (row,))
+    score, mask = Sparse(emulation, rows * row, 4).write(tail), Sparse(emulation, rows * row, 1)
+    tensor = emulation.SelectTensor(score.address, 0, 0, mask.address, rows * row, row, *[emulation.Dtype.float32] * 2)
+    last_blocks(1)
+    emulation.cuda.row_topk_mask(tensor, emulation.Metric.stored, row, row // 2)
+    assert_same(mask.read(bool), oracle.row_topk_mask(tail, row - row // 2))
+
+
+@pytest.mark.parametrize("what", ["apply", "expand"])
+def test_block_masks(emulation, last_blocks, what):
+    rows, cols = 2**17 + 4, 2**15
+    kept = np.random.default_rng(0).random(cols // 8) < 0.5
+    data = Sparse(emulation, rows * cols, 1).write(np.full(4 * cols, 7, np.uint8))
+    mask = Sparse(emulation, rows // 4 * (cols // 8), 1).write(kept)
+    tensor = emulation.BlockMaskTensor(
+        data.address, mask.address, emulation.Matrix(rows, cols, cols), emulation.Strides(cols, 1, 0),
+        emulation.Block(4, 8), 1,
+    )  # fmt: skip
+    last_blocks(4 * cols // 8 // 256)
+    emulation.cuda.apply_block_masks([tensor]) if what == "apply" else emulation.cuda.expand_block_mask(tensor)
+    wide = np.tile(np.repeat(kept, 8), 4)
+    assert_same(data.read(np.uint8, 4 * cols), np.where(wide, 7 if what == "apply" else 1, 0).astype(np.uint8))
+
+
+def test_gather(emulation, last_blocks):
+    instances, slab = 3, 2**32 // 3 + 64
+    slab -= slab % 16
+    source, out = Sparse(emulation, instances * slab, 1), Sparse(emulation, instances * slab, 1)
+    source.write(np.arange(TAIL).astype(np.uint8))
+    importance = Backend(emulation, "cuda").array(np.float32([3, 2, 1]))
+    slabs = emulation.SlabTensor(source.address, out.address, 1, slab, instances, instances)
+    last_blocks(instances)
+    emulation.cuda.gather_slabs(slabs, importance.address, emulation.Dtype.float32, False)
+    assert_same(out.read(np.uint8), np.arange(TAIL).astype(np.uint8))
