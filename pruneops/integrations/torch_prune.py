@@ -61,7 +61,14 @@ def global_unstructured(
     masks = ops.topk_mask(ranked, keep=left - count, metric="magnitude")
     ranked.clear()
     for (module, name), mask in zip(parameters, masks, strict=True):
-        prune.custom_from_mask(module, name, mask=mask)
+        _Chosen.apply(module, name, mask=mask)
+
+
+class _Chosen(prune.CustomFromMask):
+    """A mask that is known already, written into torch's without temporaries of the weight's size."""
+
+    def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
+        return default_mask.mul_(self.mask)
 
 
 class L1Unstructured(prune.L1Unstructured):
@@ -93,13 +100,12 @@ class L1Pattern(prune.BasePruningMethod):
 
     def compute_mask(self, t: Tensor, default_mask: Tensor) -> Tensor:
         old = default_mask.bool()
-        if self.pattern.nm:
+        if self.pattern.block is None or self.amount is None:
             ranked = _pruned_last(t.detach(), old)
             return default_mask * select_masks({"": ranked}, sparsity=None, pattern=self.pattern)[""]
         score = block_scores({"": t.detach() * old}, self.pattern)[""]
         alive = ops.block_reduce(old.float(), self.pattern.block, "max") > 0
         left = int(alive.count_nonzero())
-        assert self.amount is not None
         kept = ops.topk_mask(_pruned_last(score, alive), keep=left - _count(self.amount, left))
         return default_mask * ops.expand_block_mask(kept, self.pattern.block, t.shape)
 
