@@ -127,6 +127,7 @@ profile() {
 benchmark() {
   local budget=$(($(left) - 100))
   if [ "$budget" -gt 240 ]; then budget=240; fi
+  if [ "$budget" -lt 10 ]; then budget=10; fi
   stage bench $((budget + 45)) "$python" -m bench --device "$device" --size "$size" --budget "$budget" \
     --output "$output/$device.json"
 }
