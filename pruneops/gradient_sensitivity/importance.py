@@ -99,7 +99,7 @@ def accumulate_weighted(model: Model, importance: Importance, targets: Sequence[
 
 
 def _accumulate_outputs(importance: Importance, targets: Sequence[Target], heads: Mapping[str, Group]) -> None:
-    shared = _share(importance, targets, lambda name, _: id(heads[name]))
+    shared = _share(importance, targets, lambda name, _: heads[name].key)
     groups = [heads[names[0]] for names in shared.values()]
     grads = [_output_gradient(group) for group in groups]
     scores = [

@@ -179,7 +179,7 @@ def uncovered(group: Group) -> str | None:
     if group.holder is None:
         return None
     counts = {n * size for n in (group.instances, group.units) for size in (1, group.stride)} - {group.stride}
-    known = {id(x.parameter) for x in group.slices}
+    known = {id(parameter) for x in group.slices for parameter in x.module.parameters()}
     for name, parameter in group.holder.named_parameters():
         if id(parameter) not in known and not counts.isdisjoint(parameter.shape):
             return name

@@ -1,0 +1,334 @@
+"""Cut models: every size is right, they run, train, save and load, and both orders compute the same."""
+
+import pytest
+import torch
+from sensitivity_models import (
+    HEADS,
+    SIZE,
+    Encoder,
+    backward,
+    batch,
+    head_config,
+    neuron_config,
+    run_epoch,
+    tiny_transformers,
+)
+from torch import nn
+
+from pruneops.gradient_sensitivity import GradientSensitivityPruner, PrunerList, cut, find_groups, load_pruned
+
+# Architecture -> its names of a head weight and of the neurons' incoming weights.
+NAMES = {
+    "bert": ("bert.encoder.layer.*.attention.self.query.weight", "bert.encoder.layer.*.intermediate.dense"),
+    "gpt2": ("transformer.h.*.attn.c_attn.weight", "transformer.h.*.mlp.c_fc"),
+    "llama": ("model.layers.*.self_attn.q_proj.weight", "model.layers.*.mlp.up_proj"),
+    "opt": ("model.decoder.layers.*.self_attn.v_proj.bias", "model.decoder.layers.*.fc1"),
+    "qwen3": ("model.layers.*.self_attn.o_proj.weight", "model.layers.*.mlp.gate_proj"),
+}
+EVERY = pytest.mark.parametrize("name", NAMES)
+
+
+def configs(name, heads=4, neurons=30, order="importance"):
+    weight, incoming = NAMES[name]
+    return {
+        "pruners": [
+            {
+                "names": [weight],
+                "parameters": {"target": heads, "importance_metric": "abs_gradient", "order": order, "normalize": True},
+            },
+            {
+                "names": [f"{incoming}.weight"],
+                "parameters": {"target": neurons, "importance_metric": "weighted_gradient", "order": order,
+                               "importance_inputs": [f"{incoming}.weight"]},
+            },
+        ]
+    }  # fmt: skip
+
+
+def logits(model, ids):
+    return model(ids).logits
+
+
+def pruned(name, **changes):
+    model, ids = tiny_transformers(name)
+    pruners = PrunerList.from_config(model, configs(name, **changes))
+
+    def step(i):
+        model.zero_grad()
+        logits(model, ids).square().mean().backward()
+
+    run_epoch(pruners, step)
+    return model, ids, pruners
+
+
+def reference(model, ids, name, pruners):
+    """The dense model's output with the pruned heads and neurons silenced instead of cut out."""
+    heads, neurons = (pruner.importance for pruner in pruners)
+    for group in find_groups(model):
+        found = heads if group.kind == "heads" else neurons
+        score = next(found[x.name] for x in group.slices if x.name in found)
+        ranks = score.view(group.units, -1).sum(1)
+        keep = (4 if group.kind == "heads" else 30) // group.per_unit
+        silent = ranks.argsort(descending=True, stable=True)[keep:]
+        rows = group.stride * group.per_unit
+        weight = group.output_weight
+        for unit in silent.tolist():
+            weight[:, unit * rows : (unit + 1) * rows] = 0
+    return logits(model, ids)
+
+
+@EVERY
+def test_cutting_is_the_same_as_silencing(name):
+    model, ids, pruners = pruned(name)
+    dense, _ = tiny_transformers(name)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, ids), reference(dense, ids, name, pruners), rtol=1e-4, atol=1e-5)
+
+
+@EVERY
+def test_the_order_of_the_kept_does_not_change_the_output(name):
+    by_importance, ids, pruners = pruned(name)
+    original, _, _ = pruned(name, order="original")
+    with torch.no_grad():
+        torch.testing.assert_close(logits(by_importance, ids), logits(original, ids), rtol=1e-4, atol=1e-5)
+    dense, _ = tiny_transformers(name)
+    group = next(x for x in find_groups(dense) if x.kind == "neurons")
+    score = next(iter(pruners[1].importance.values()))
+    order = score.argsort(descending=True, stable=True)[:30]
+    x = group.slices[0]
+    rows = x.parameter.detach()
+    for model, indices in ((by_importance, order), (original, order.sort().values)):
+        assert model.get_parameter(x.name).equal(rows.index_select(x.dim, indices))
+
+
+@EVERY
+def test_all_sizes_are_those_asked_for(name):
+    model, _, _ = pruned(name)
+    for group in find_groups(model):
+        assert group.instances == (4 if group.kind == "heads" else 30)
+        for x in group.slices:
+            rows = group.instances * group.stride
+            shared = any(key in x.name for key in ("k_proj", "v_proj")) and group.per_unit > 1
+            assert x.parameter.shape[x.dim] == x.parts * (rows // group.per_unit if shared else rows)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            assert (module.out_features, module.in_features) == tuple(module.weight.shape)
+        if type(module).__name__ == "Conv1D":
+            assert (module.nx, module.nf) == tuple(module.weight.shape)
+
+
+def test_the_attention_knows_its_heads():
+    bert, llama, gpt2 = (
+        next(x.holder for x in find_groups(pruned(name)[0]) if x.kind == "heads") for name in ("bert", "llama", "gpt2")
+    )
+    assert (bert.num_attention_heads, bert.all_head_size) == (4, 32)
+    assert (gpt2.num_heads, gpt2.split_size) == (4, 32)
+    assert llama.num_key_value_groups == 2  # whole groups stay
+    assert llama.k_proj.out_features == llama.q_proj.out_features // 2 == 16
+
+
+@EVERY
+def test_the_model_trains_on_while_a_graph_of_the_dense_one_is_alive(name):
+    model, ids = tiny_transformers(name)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    pruners = PrunerList.from_config(model, configs(name))
+    pruners.on_epoch_begin(0)
+    loss = logits(model, ids).square().mean()
+    loss.backward()
+    pruners.on_step_end()
+    pruners.on_epoch_end()
+    first = None
+    for _ in range(3):
+        optimizer.zero_grad()
+        again = logits(model, ids).square().mean()
+        again.backward()
+        optimizer.step()
+        first = again.item() if first is None else first
+    assert loss.grad_fn is not None
+    assert again.item() < first
+    assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
+
+
+@EVERY
+def test_a_saved_model_loads_again(name, tmp_path):
+    model, ids, _ = pruned(name)
+    model.save_pretrained(tmp_path)
+    fresh, _ = tiny_transformers(name)
+    loaded = load_pruned(fresh, tmp_path)
+    assert loaded is fresh
+    with torch.no_grad():
+        assert torch.equal(logits(loaded, ids), logits(model, ids))
+    counts = [{k: v for k, v in vars(x.holder or x).items() if isinstance(v, int)} for x in find_groups(model)]
+    again = [{k: v for k, v in vars(x.holder or x).items() if isinstance(v, int)} for x in find_groups(loaded)]
+    assert counts == again
+
+
+def test_a_cut_model_is_cut_again():
+    model, ids, _ = pruned("llama")
+    pruners = PrunerList.from_config(model, configs("llama", heads=2, neurons=7))
+
+    def step(i):
+        model.zero_grad()
+        logits(model, ids).square().mean().backward()
+
+    run_epoch(pruners, step)
+    assert {(x.kind, x.instances) for x in find_groups(model)} == {("heads", 2), ("neurons", 7)}
+    assert logits(model, ids).isfinite().all()
+
+
+def test_generation_with_a_cache_gives_what_the_forward_pass_gives():
+    model, ids, _ = pruned("llama")
+    found = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, min_new_tokens=3, do_sample=False
+    )
+    for _ in range(3):
+        ids = torch.cat([ids, logits(model, ids)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(found, ids)
+
+
+@pytest.mark.parametrize("target", [1, 3, 5])
+def test_a_target_that_splits_a_group_of_query_heads_is_refused(target):
+    model, _ = tiny_transformers("llama")
+    with pytest.raises(ValueError, match=rf"q_proj\.weight': target {target} splits grouped-query attention"):
+        PrunerList.from_config(model, configs("llama", heads=target))
+
+
+def test_parameters_beside_the_heads_stop_the_cut():
+    class Sinks(Encoder):
+        def __init__(self):
+            super().__init__()
+            self.layer[0].attention.sinks = nn.Parameter(torch.zeros(HEADS))
+
+    with pytest.raises(ValueError, match="parameter 'sinks' beside it depends on them"):
+        GradientSensitivityPruner(Sinks(), head_config())
+
+
+def test_every_name_of_a_group_may_stand_for_it():
+    """Query, key and value in one pruner, the output transposed in another: cut once, and all together."""
+    outputs = {**head_config(transpose=True), "names": ["layer.*.attention.o_proj.weight"]}
+    model = Encoder()
+    pruners = PrunerList.from_config(model, {"pruners": [head_config(), outputs, neuron_config()]})
+    run_epoch(pruners, lambda i: backward(model, seed=i))
+    attention = model.layer[0].attention
+    assert attention.num_heads == 2
+    assert {tuple(x.weight.shape) for x in (attention.q_proj, attention.k_proj, attention.v_proj)} == {(16, 32)}
+    assert tuple(attention.o_proj.weight.shape) == (32, 16)
+    assert attention.q_proj.bias.shape == (16,)
+    assert model(batch()).isfinite().all()
+
+
+def test_pruners_that_run_one_after_another_cut_a_group_once():
+    outputs = {**head_config(transpose=True), "names": ["layer.*.attention.o_proj.weight"]}
+    model = Encoder()
+    for config in (head_config(), outputs):
+        pruner = GradientSensitivityPruner(model, config)
+        pruner.on_epoch_begin(0)
+        if config is not outputs:
+            late = GradientSensitivityPruner(model, outputs)
+            late.on_epoch_begin(0)
+        backward(model)
+        for x in {pruner, late}:
+            x.on_step_end()
+        pruner.on_epoch_end()
+        late.on_epoch_end()
+    assert model.layer[1].attention.o_proj.in_features == 2 * SIZE
+
+
+def test_different_targets_of_one_group_are_refused_before_anything_is_cut():
+    outputs = {**head_config(transpose=True, target=3), "names": ["layer.*.attention.o_proj.weight"]}
+    model = Encoder()
+    pruners = PrunerList.from_config(model, {"pruners": [head_config(), outputs]})
+    with pytest.raises(ValueError, match=r"o_proj\.weight' has target 3.*q_proj\.weight'.*has 2"):
+        run_epoch(pruners, lambda i: backward(model, seed=i))
+    assert model.layer[0].attention.q_proj.out_features == 32
+
+
+def test_later_epochs_leave_the_smaller_model_alone():
+    model = Encoder()
+    pruner = GradientSensitivityPruner(model, neuron_config())
+    for epoch in range(3):
+        run_epoch(pruner, lambda i: backward(model, seed=i), epoch=epoch)
+    assert model.layer[0].fc1.out_features == 24
+    assert not model._forward_pre_hooks
+
+
+def test_prune_weight_cuts_all_that_belongs_to_the_weight():
+    model = Encoder()
+    pruner = GradientSensitivityPruner(model, neuron_config())
+    importance = {"layer.0.fc1.weight": torch.arange(64.0)}
+    before = model.layer[0].fc1.weight.detach().clone()
+    pruner.prune_weight(model, importance, "layer.0.fc1.weight", pruner.parameters)
+    block = model.layer[0]
+    assert torch.equal(block.fc1.weight, before.flip(0)[:24])
+    assert (block.fc1.bias.shape, block.fc2.in_features) == ((24,), 24)
+
+
+def test_normalize_divides_by_the_norm():
+    model = Encoder()
+    pruner = GradientSensitivityPruner(model, head_config())
+    importance = {"layer.0.attention.q_proj.weight": torch.tensor([3.0, 0.0, 4.0, 0.0])}
+    pruner.prune_weight(model, importance, "layer.0.attention.q_proj.weight", pruner.parameters)
+    torch.testing.assert_close(importance["layer.0.attention.q_proj.weight"], torch.tensor([0.6, 0.0, 0.8, 0.0]))
+
+
+def test_layers_of_unknown_place_are_cut_by_name():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4))
+    incoming = ["0.weight", "0.bias"]
+    parameters = {"target": 5, "importance_metric": "weighted_gradient", "importance_inputs": incoming}
+    pruners = PrunerList.from_config(
+        model,
+        {
+            "pruners": [
+                {"names": incoming, "parameters": parameters},
+                {"names": ["2.weight"], "parameters": parameters | {"transpose": True}},
+            ]
+        },
+    )
+
+    def step(i):
+        model.zero_grad()
+        model(torch.ones(3, 8)).square().sum().backward()
+
+    run_epoch(pruners, step)
+    assert (model[0].out_features, model[0].bias.shape, model[2].in_features) == (5, (5,), 5)
+    assert model(torch.ones(3, 8)).shape == (3, 4)
+
+
+def test_an_importance_of_another_length_is_refused():
+    model = Encoder()
+    pruner = GradientSensitivityPruner(model, neuron_config())
+    with pytest.raises(ValueError, match=r"fc1\.weight': importance has shape \[63\], expected \[64\]"):
+        pruner.prune_weight(model, {"layer.0.fc1.weight": torch.ones(63)}, "layer.0.fc1.weight", pruner.parameters)
+
+
+def test_cut_takes_any_importance():
+    model = Encoder()
+    group = next(x for x in find_groups(model) if x.kind == "heads")
+    cut(group, torch.tensor([0.0, 1.0, 0.0, 0.0]), 1)
+    assert model.layer[0].attention.num_heads == 1
+
+
+def test_half_precision_and_frozen_weights_stay_what_they_are():
+    model = Encoder().half()
+    model.layer[0].fc1.weight.requires_grad_(False)
+    cut(next(x for x in find_groups(model) if x.kind == "neurons"), torch.arange(64.0), 8)
+    weight = model.layer[0].fc1.weight
+    assert (weight.dtype, weight.requires_grad, weight.is_contiguous()) == (torch.float16, False, True)
+
+
+@pytest.mark.parametrize("change", ["missing", "flat"])
+def test_a_file_of_another_model_is_refused(tmp_path, change):
+    from safetensors.torch import save_file
+
+    state = Encoder().state_dict()
+    if change == "missing":
+        del state["layer.1.fc1.weight"]
+    else:
+        state["layer.1.fc1.weight"] = state["layer.1.fc1.weight"].flatten()
+    save_file(state, tmp_path / "model.safetensors")
+    model = Encoder(seed=1)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"layer\.1\.fc1\.weight"):
+        load_pruned(model, tmp_path)
+    assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
