@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .results import OURS, Row, Run
+from .results import OURS, Row, Run, decimal
 
 #: Kind of contender: colour, marker, size.
 STYLES = {
@@ -36,9 +36,8 @@ def _panel(axes, rows: list[Row], title: str) -> None:
             colour, marker, area = STYLES[of]
             axes.scatter(x, y, s=area, c=colour, marker=marker, zorder=4 if of == OURS else 3, edgecolors="white",
                          linewidths=0.6)  # fmt: skip
-        ours = row.fraction(row.ours)
-        axes.annotate(f"{ours:.2f}", (ours, y), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8,
-                      color=STYLES[OURS][0])  # fmt: skip
+        axes.text(1.01, y, decimal(row.fraction(row.ours)), transform=axes.get_yaxis_transform(), va="center",
+                  fontsize=8, color=STYLES[OURS][0])  # fmt: skip
     axes.axvline(1, color="#333333", linewidth=1)
     axes.text(1, -0.9, "copy", ha="center", va="bottom", fontsize=8, color="#333333")
     axes.set_xscale("log")

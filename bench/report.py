@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .picture import draw
-from .results import Result, Row, Run, load
+from .results import Result, Row, Run, decimal, load
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOT_MEASURED = "not measured"
@@ -81,11 +81,13 @@ def short_table(runs: dict[str, Run]) -> str:
         row, gpu = cpu.rows.get(key), cuda.rows.get(key)
         cells = [NOT_MEASURED] * 4
         if row:
-            cells = [milliseconds(row.ours.seconds), f"{row.fraction(row.ours):.2f}", ratios(row),
+            cells = [milliseconds(row.ours.seconds), decimal(row.fraction(row.ours)), ratios(row),
                      memory(row)]  # fmt: skip
         on_gpu = NOT_MEASURED
         if gpu:
-            on_gpu = f"{milliseconds(gpu.ours.seconds)} ms at {gpu.entries / 1e6:,.0f} M, {gpu.fraction(gpu.ours):.2f}"
+            on_gpu = (
+                f"{milliseconds(gpu.ours.seconds)} ms at {gpu.entries / 1e6:,.0f} M, {decimal(gpu.fraction(gpu.ours))}"
+            )
         entries = "–" if row is None else f"{row.entries / 1e6:.1f} M"
         lines.append([f"`{key[0]}`", key[1], entries, *cells, on_gpu])
     header = ["", "", "entries", "ms", "of the copy", "times faster than", "extra memory (peers')", "GPU"]
@@ -108,7 +110,7 @@ def full_table(run: Run, op: str) -> str:
         relative = run.relative(row)
         lines.append([
             row.case, f"{row.entries:,}", milliseconds(row.ours.seconds), gigabytes(row, row.ours),
-            f"{row.fraction(row.ours):.2f}", ratios(row), size(row.ours.peak_extra), peer_memory(row),
+            decimal(row.fraction(row.ours)), ratios(row), size(row.ours.peak_extra), peer_memory(row),
             f"{relative:.2f}× {row.relative_to}" if relative else "–",
         ])  # fmt: skip
     header = [

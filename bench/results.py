@@ -12,6 +12,11 @@ OURS = "pruneops"
 STATISTIC = {"cpu": "min", "cuda": "median"}
 
 
+def decimal(x: float) -> str:
+    """A fraction with two digits that mean something."""
+    return f"{x:.2f}" if x >= 0.1 else f"{x:.2g}"
+
+
 @dataclass(frozen=True)
 class Result:
     """One contender of a case; ``seconds`` is None where it failed."""
