@@ -83,16 +83,14 @@ class Sparsifier(BaseSparsifier):
         super()._prepare(*args, **kwargs)
         for group in self.groups:
             del group["mask"]
-        self._tensors = {
-            group["tensor_fqn"]: _Sparsified(group["module"], group["tensor_name"]) for group in self.groups
-        }
-        self.criterion = get_criterion(self._settings, self._tensors)
+        self.criterion = get_criterion(self._settings, _scored(self._layers()))
 
     @torch.no_grad()
     def step(self, use_path: bool = True) -> None:
         """Score the weights once more and select all masks anew."""
         if not self.enable_mask_update:
             return
+        self.criterion.modules = _scored(self._layers())
         self.criterion.on_step_begin()
         self.criterion.on_before_optimizer_step()
         self.criterion.on_after_optimizer_step()
@@ -115,7 +113,7 @@ class Sparsifier(BaseSparsifier):
         super().load_state_dict(state_dict, strict)
 
     def _select(self, names: list[str], level: float) -> None:
-        layers = {name: self._tensors[name].layer for name in names}
+        layers = {name: layer for name, layer in self._layers().items() if name in names}
         masks = select_masks(
             {name: layer.weight for name, layer in layers.items()},
             sparsity=None if self.pattern.nm else level,
@@ -123,11 +121,21 @@ class Sparsifier(BaseSparsifier):
             scope=self.scope,
             scores=self.criterion.scores,
         )
-        for name, layer in layers.items():
-            mask = masks[name]
-            if self.pattern.block:
-                mask = ops.expand_block_mask(mask, self.pattern.block, layer.weight.shape)
-            self._tensors[name].mask.copy_(layer.as_stored(mask))
+        for group in self.groups:
+            if (layer := layers.get(group["tensor_fqn"])) is not None:
+                mask = masks[layer.name]
+                if self.pattern.block:
+                    mask = ops.expand_block_mask(mask, self.pattern.block, layer.weight.shape)
+                _parametrization(group)[0].mask.copy_(layer.as_stored(mask))
+
+    def _layers(self) -> dict[str, PrunableLayer]:
+        """The originals of the parametrized tensors, with the gradients of the moment."""
+        return {
+            group["tensor_fqn"]: PrunableLayer(
+                group["tensor_fqn"], _parametrization(group).original, stores_in_by_out(group["module"])
+            )
+            for group in self.groups
+        }
 
     def _pattern_at(self, level: float) -> Pattern:
         if self.pattern.nm is None:
@@ -136,21 +144,10 @@ class Sparsifier(BaseSparsifier):
         return parse_pattern(f"{max(n, m - int(level * m))}:{m}")
 
 
-class _Sparsified:
-    """A parametrized tensor as criteria see a module: its original, out x in, with the gradient of the moment."""
+def _parametrization(group: dict[str, Any]) -> Any:
+    return group["module"].parametrizations[group["tensor_name"]]
 
-    def __init__(self, module: nn.Module, tensor_name: str) -> None:
-        self._parts: Any = module.parametrizations[tensor_name]  # type: ignore[index, union-attr]
-        self._transposed = stores_in_by_out(module)
 
-    @property
-    def layer(self) -> PrunableLayer:
-        return PrunableLayer("", self._parts.original, self._transposed)
-
-    @property
-    def weight(self) -> Tensor:
-        return self.layer.weight
-
-    @property
-    def mask(self) -> Tensor:
-        return self._parts[0].mask
+def _scored(layers: dict[str, PrunableLayer]) -> dict[str, Tensor]:
+    """The tensors that a criterion scores: out x in."""
+    return {name: layer.weight if layer.transposed else layer.parameter for name, layer in layers.items()}
