@@ -26,7 +26,9 @@ def _op(schema: str, fake: Callable[..., object]) -> Callable[[Callable[..., obj
 
     def register(reference: Callable[..., object]) -> Callable[..., object]:
         _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIB.impl(name, reference, "CompositeExplicitAutograd")
+        # Scores and masks have no gradient: neither a graph nor a check of leaves may come between.
+        _LIB.impl(name, torch.no_grad()(reference), "CompositeExplicitAutograd")
+        _LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"pruneops::{name}", fake, lib=_LIB)
         return reference
 
@@ -288,7 +290,8 @@ def apply_masks_(tensors, masks, block):
             mask = expand_block_mask(mask, block, tensor.shape)
         elif mask.dtype == torch.uint8:
             mask = unpack_mask(mask, tensor.shape)
-        tensor.masked_fill_(~mask, 0)
+        # The 8-bit floating types have no masked_fill_; their zero is the zero byte.
+        (tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor).masked_fill_(~mask, 0)
 
 
 def _slabs_fake(tensor, importance, num_instances, stride, dim, order):

@@ -26,9 +26,10 @@ def _load() -> dict[str, object] | None:
     path = str(found[0])
     try:
         torch.ops.load_library(path)
-    except OSError as error:
-        raise ImportError(f"pruneops: the compiled library {path} does not load: {error}") from error
-    build_info = ctypes.CDLL(path).pruneops_build_info
+        build_info = ctypes.CDLL(path).pruneops_build_info
+    except (OSError, AttributeError) as error:
+        cause = error.__cause__ or error  # torch wraps what the loader says
+        raise ImportError(f"pruneops: the compiled library {path} does not load: {cause}") from error
     build_info.restype = ctypes.c_char_p
     build = json.loads(build_info())
     archs = [arch for arch in build.pop("cuda_archs").split(",") if arch]

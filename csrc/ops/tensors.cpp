@@ -135,8 +135,9 @@ MatrixView matrix_view(const Tensor& tensor) {
     outer = kernel_stride(view.work);
   }
   const auto sizes = view.work.sizes(), strides = view.work.strides();
-  const int64_t rows = sizes[0];
-  view.matrix = Matrix{rows, rows == 0 ? 0 : view.work.numel() / rows, sizes[1]};
+  int64_t cols = 1;
+  for (size_t d = 1; d < sizes.size(); ++d) cols *= sizes[d];
+  view.matrix = Matrix{sizes[0], cols, sizes[1]};
   view.strides = Strides{strides[0], strides[1], *outer};
   return view;
 }

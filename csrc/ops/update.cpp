@@ -131,9 +131,8 @@ Tensor block_reduce(Tensor score, Ints block, std::string reduce) {
   using torch::headeronly::ScalarType;
   const Matrix matrix = matrix_view(score).matrix;
   const Block size = block_of("block_reduce", block, matrix);
-  const bool empty = matrix.rows * matrix.cols == 0;
-  const Ints grid = {empty && size.n <= 0 ? 0 : matrix.rows / size.n,
-                     empty && size.m <= 0 ? 0 : matrix.cols / size.m};
+  // A whole extent of 0 has no blocks.
+  const Ints grid = {size.n > 0 ? matrix.rows / size.n : 0, size.m > 0 ? matrix.cols / size.m : 0};
   const auto type = dtype_of(score) == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
   Tensor reduced = torch::stable::new_empty(score, grid, type);
   const UpdateRule rule{Metric::stored, reduce_of(reduce), 0.0, 1.0, nullptr, nullptr, false};
