@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from .planning import Plan
 from .report import LayerMasks, LayerReport, PruneReport
+from .score_files import SavedScores
 from .selection import apply_masks, block_scores, select_masks
 from .staging import staged
 
@@ -26,7 +28,7 @@ class Limits:
 
 
 class Pruning:
-    """One run over a plan, by magnitude, which is computed on the fly and never stored.
+    """One run over a plan, by magnitude, which is computed on the fly and never stored, or by saved scores.
 
     The masks of a joint selection exist together; every other mask exists only while its tensor is written.
 
@@ -34,6 +36,7 @@ class Pruning:
         plan: what to prune.
         limits: how much.
         on_tensor: called with the name of each tensor of the checkpoint when its turn comes.
+        scores: what to rank by instead of magnitude.
 
     Attributes:
         seconds: ``score``, ``select``, ``apply`` and ``write``. A score that is computed on the fly counts as
@@ -47,11 +50,18 @@ class Pruning:
         0.5
     """
 
-    def __init__(self, plan: Plan, limits: Limits, on_tensor: Callable[[str], None] = lambda name: None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        limits: Limits,
+        on_tensor: Callable[[str], None] = lambda name: None,
+        scores: SavedScores | None = None,
+    ) -> None:
         self.plan = plan
         self.limits = limits
         self.seconds = {"score": 0.0, "select": 0.0, "apply": 0.0, "write": 0.0}
         self._on_tensor = on_tensor
+        self._scores = scores
         self._masks: dict[str, Tensor] = {}
         self._kept: dict[str, int] = {}
         self._to_prune = set(plan.names)
@@ -95,7 +105,7 @@ class Pruning:
             layers.append(LayerReport(name, info.shape, info.numel, self._kept[name]))
         return PruneReport(
             layers=tuple(layers),
-            criterion="magnitude",
+            criterion=self._scores.criterion if self._scores else "magnitude",
             pattern=pattern.spec,
             scope=self.plan.scope,
             seconds=self.seconds,
@@ -104,6 +114,9 @@ class Pruning:
         )
 
     def _begin(self) -> None:
+        if self._scores:
+            # Missing scores show before the first tensor is written.
+            self._scores.ranking(self.plan.checkpoint, self.plan.names)
         # Without a joint selection this checks the limits, before the first tensor is written.
         self._masks = self._select(self.plan.names if self.plan.selects_jointly else [])
 
@@ -111,17 +124,23 @@ class Pruning:
         checkpoint, pattern, limits = self.plan.checkpoint, self.plan.pattern, self.limits
         weights = {name: checkpoint.oriented(name, checkpoint.tensor(name)) for name in names}
         with self._timed("score"):
-            scores = block_scores(weights, pattern) if pattern.block else None
+            ranking = self._ranking(weights)
         with self._timed("select"):
             return select_masks(
                 weights,
                 sparsity=limits.sparsity,
                 pattern=pattern,
                 scope=self.plan.scope,
-                scores=scores,
+                **ranking,
                 min_sparsity=limits.min_sparsity,
                 max_sparsity=limits.max_sparsity,
             )
+
+    def _ranking(self, weights: dict[str, Tensor]) -> dict[str, Any]:
+        """What select_masks ranks by; plain magnitude is its default."""
+        if self._scores:
+            return self._scores.ranking(self.plan.checkpoint, list(weights))
+        return {"scores": block_scores(weights, self.plan.pattern)} if self.plan.pattern.block else {}
 
     def _take_mask(self, name: str) -> Tensor:
         mask = self._masks.pop(name) if name in self._masks else self._select([name])[name]

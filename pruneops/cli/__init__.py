@@ -1,4 +1,4 @@
-"""The command line: ``pruneops prune``, ``pruneops inspect``, ``pruneops verify`` and ``pruneops info``."""
+"""The command line: ``pruneops prune``, ``score``, ``inspect``, ``verify`` and ``info``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from .._version import __version__
-from . import info, inspect, prune, verify
+from . import info, inspect, prune, score, verify
 
 _BAD_INPUT, _INTERRUPTED, _TERMINATED = 2, 130, 143
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="pruneops", description="Fast, exact pruning of transformer checkpoints.")
     parser.add_argument("--version", action="version", version=f"pruneops {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (prune, inspect, verify, info):
+    for command in (prune, score, inspect, verify, info):
         command.add_parser(commands)
     return parser
 

@@ -17,6 +17,7 @@ from ..offline import Limits, Pruning
 from ..patterns import parse_pattern
 from ..planning import Plan, make_plan
 from ..report import LayerReport, PruneReport
+from ..score_files import SavedScores
 from ..selection import SCOPES
 from . import console
 
@@ -52,8 +53,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     how = parser.add_argument_group("what to prune")
     how.add_argument("--sparsity", type=share, help="share to prune, at least 0 and below 1; N:M patterns give it")
     how.add_argument("--pattern", default="1x1", help="1x1, NxM, channelx1, 1xchannel or N:M (default: 1x1)")
-    how.add_argument("--scope", choices=SCOPES, default="global", help="all weights together (default), each, each row")
+    how.add_argument("--scope", choices=SCOPES,
+                     help="all weights together (default), each, each row (default with scores of wanda)")  # fmt: skip
     how.add_argument("--criterion", choices=["magnitude"], default="magnitude", help="what is ranked (needs no data)")
+    how.add_argument("--scores", metavar="FILE", type=Path, help="rank by these instead; made by 'pruneops score'")
     how.add_argument("--min-sparsity", metavar="P", type=share, help="lowest sparsity of each tensor, global scope")
     how.add_argument("--max-sparsity", metavar="P", type=_bound, help="highest sparsity of each tensor, global scope")
     how.add_argument("--include", metavar="NAME", action="append", help=f"prune only these, even if {_NAMES}")
@@ -85,13 +88,15 @@ def run(args: argparse.Namespace) -> None:
     limits = Limits(args.sparsity, args.min_sparsity, args.max_sparsity)
     start = time.perf_counter()
     checkpoint = Checkpoint(args.checkpoint)
+    scores = None if args.scores is None else SavedScores(args.scores)
+    scope = args.scope or ("row" if scores and scores.criterion == "wanda" else "global")
     plan = make_plan(
-        checkpoint, parse_pattern(args.pattern), scope=args.scope, include=args.include, exclude=args.exclude,
+        checkpoint, parse_pattern(args.pattern), scope=scope, include=args.include, exclude=args.exclude,
         on_indivisible=args.on_indivisible,
     )  # fmt: skip
     output = None if args.output is None else _target(checkpoint, args.output, args.overwrite)
     seconds = {"read": time.perf_counter() - start}
-    pruning = _run(plan, limits, None if args.dry_run else output, args.overwrite)
+    pruning = _run(plan, limits, scores, None if args.dry_run else output, args.overwrite)
     report = pruning.report()
     asked = plan.pattern.sparsity if args.sparsity is None else args.sparsity
     document = {
@@ -130,7 +135,7 @@ def _target(checkpoint: Checkpoint, output: Path, overwrite: bool) -> Path:
     return output
 
 
-def _run(plan: Plan, limits: Limits, output: Path | None, overwrite: bool) -> Pruning:
+def _run(plan: Plan, limits: Limits, scores: SavedScores | None, output: Path | None, overwrite: bool) -> Pruning:
     with console.progress() as bars:
         task = bars.add_task("Selecting", total=sum(info.end - info.start for info in plan.checkpoint.tensors.values()))
 
@@ -138,7 +143,7 @@ def _run(plan: Plan, limits: Limits, output: Path | None, overwrite: bool) -> Pr
             info = plan.checkpoint.tensors[name]
             bars.update(task, description="Pruning", advance=info.end - info.start)
 
-        pruning = Pruning(plan, limits, advance)
+        pruning = Pruning(plan, limits, advance, scores)
         if output is None:
             pruning.rehearse()
         else:
