@@ -12,7 +12,7 @@ from pruneops import ops
 
 from .blocks import grid, inc_expand
 from .common import Case, Config, element_size
-from .shapes import BERT_BASE, LLAMA_7B, Shape, square, total, transformer
+from .shapes import BERT_BASE, LLAMA_7B, Shape, largest, square, total, transformer
 
 BLOCK = (4, 1)
 
@@ -86,7 +86,7 @@ def cases(config: Config) -> Iterator[Case]:
 
     def case(name: str, shapes: list[Shape], dtype: torch.dtype, mask: float, contenders, **more) -> Case:
         n, size = total(shapes), element_size(dtype)
-        needs = n * (3 * size + 4)
+        needs = int(n * (2 * size + 2.4)) + 3 * 4 * largest(shapes)
         return Case("apply_masks_", name, n, 2 * size + mask, lambda: _data(config, shapes, dtype), contenders,
                     needs=needs, **more)  # fmt: skip
 

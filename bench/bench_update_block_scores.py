@@ -12,7 +12,7 @@ from pruneops import ops
 
 from .blocks import BLOCKS, as_blocks, grid, inc_mean
 from .common import Case, Config, element_size, warmed
-from .shapes import GPT_125M, LLAMA_7B, Shape, square, total, transformer
+from .shapes import GPT_125M, LLAMA_7B, Shape, largest, square, total, transformer
 
 ALPHA = 0.9
 
@@ -66,7 +66,7 @@ def cases(config: Config) -> Iterator[Case]:
         blocks = sum(rows * columns for rows, columns in (grid(s, block) for s in shapes))
         n = total(shapes)
         floor = element_size(dtype, dtype) + 8 * blocks / n
-        needs = int(n * (floor + 2 * element_size(fp32)))
+        needs = n * element_size(dtype, dtype) + 4 * blocks + 3 * largest(shapes) * element_size(dtype)
         return Case("update_block_scores_", name, n, floor, data, contenders, needs=needs, **more)
 
     one, many = [square(config.n)], transformer(300, config.n)

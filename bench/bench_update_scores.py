@@ -10,7 +10,7 @@ from torch import Tensor
 from pruneops import ops
 
 from .common import Case, Config, element_size, warmed
-from .shapes import BERT_BASE, GPT_125M, LLAMA_7B, Shape, square, total, transformer
+from .shapes import BERT_BASE, GPT_125M, LLAMA_7B, Shape, largest, square, total, transformer
 
 ALPHA = 0.9
 Data = tuple[list[Tensor], list[Tensor], list[Tensor]]
@@ -65,9 +65,11 @@ def cases(config: Config) -> Iterator[Case]:
             weights, grads = ([config.noise(*s, dtype=dtype) for s in shapes] for _ in range(2))
             return [config.noise(*s).abs_() for s in shapes], weights, grads
 
+        n, size = total(shapes), element_size(dtype)
         floor = element_size(fp32, dtype, dtype, fp32)
-        needs = int(1.6 * floor * total(shapes))
-        return Case("update_scores_", name, total(shapes), floor, data, contenders, needs=needs, **more)
+        # _foreach makes all values at once, the eager formula three intermediates of one tensor.
+        needs = n * element_size(fp32, dtype, dtype) + size * max(n, 3 * largest(shapes))
+        return Case("update_scores_", name, n, floor, data, contenders, needs=needs, **more)
 
     one, many = [square(config.n)], transformer(300, config.n)
     yield case("snip momentum, fp32", one, fp32, compiled, headline=True)

@@ -26,3 +26,7 @@ def transformer(tensors: int, n: int) -> list[Shape]:
 
 def total(shapes: list[Shape]) -> int:
     return sum(rows * columns for rows, columns in shapes)
+
+
+def largest(shapes: list[Shape]) -> int:
+    return max(rows * columns for rows, columns in shapes)
