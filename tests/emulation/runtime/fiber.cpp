@@ -31,6 +31,13 @@ Fiber::Fiber() {
   context.stack_bytes = kStackBytes;
 }
 
+// What ran here before was dropped in the middle: its variables are still marked as such.
+void Fiber::forget_variables() {
+#if defined(__SANITIZE_ADDRESS__)
+  ASAN_UNPOISON_MEMORY_REGION(context.stack, context.stack_bytes);
+#endif
+}
+
 Fiber::~Fiber() {
   munmap(mapping_, kStackBytes + page_bytes());
 }
@@ -38,6 +45,7 @@ Fiber::~Fiber() {
 #if defined(EMULATION_USES_UCONTEXT)
 
 void Fiber::prepare(void (*entry)()) {
+  forget_variables();
   getcontext(&context.machine);
   context.machine.uc_stack.ss_sp = mapping_ + page_bytes();
   context.machine.uc_stack.ss_size = kStackBytes;
@@ -79,6 +87,7 @@ emulation_switch_stack:
 extern "C" void emulation_switch_stack(void** save, void* load);
 
 void Fiber::prepare(void (*entry)()) {
+  forget_variables();
   auto** top = reinterpret_cast<void**>(mapping_ + page_bytes() + kStackBytes);
   *--top = nullptr;  // where entry would return to; it also aligns the stack as a call does
   *--top = reinterpret_cast<void*>(entry);

@@ -41,6 +41,8 @@ class Fiber {
   Context context;
 
  private:
+  void forget_variables();
+
   char* mapping_;
 };
 

@@ -249,7 +249,7 @@ void scramble(void* begin, size_t bytes) {
 }  // namespace
 
 void check_access(uintptr_t address, size_t bytes, AccessKind kind, const void* site) {
-  if (current == nullptr || current->fiber.owns(address)) return;
+  if (!is_instrumented || current == nullptr || current->fiber.owns(address)) return;
   if (++current->accesses > kMaxAccesses) {
     refuse("makes 2^24 accesses without giving way; does it wait for a thread that cannot run?", site);
   }
@@ -292,7 +292,8 @@ void* allocate(size_t bytes) {
   if (posix_memalign(&begin, 256, bytes > 0 ? bytes : 1) != 0) throw std::bad_alloc();
   scramble(begin, bytes);
   const auto address = reinterpret_cast<uintptr_t>(begin);
-  allocations[address] = Allocation{address, bytes, true, std::vector<uint8_t>(bytes, 0), {}};
+  allocations[address] =
+      Allocation{address, bytes, true, std::vector<uint8_t>(is_instrumented ? bytes : 0), {}};
   return begin;
 }
 

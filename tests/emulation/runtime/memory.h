@@ -12,7 +12,7 @@ enum class AccessKind { read, write, atomic };
 // `site` is the return address of the access in device code.
 void check_access(uintptr_t address, size_t bytes, AccessKind kind, const void* site);
 
-// Whether the compiler reports ordinary accesses too, and not only atomics.
+// Whether the compiler reports the accesses; otherwise sanitizers check, and the emulation knows too little.
 extern bool is_instrumented;
 
 void start_launch();
