@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zlib
 from pathlib import Path
 
@@ -35,25 +36,31 @@ def _run(*command):
 
 
 @pytest.fixture(scope="session")
-def emulation_build():
-    """The directory that holds the built modules, on the path."""
+def build_module():
+    """Builds and imports a module by its name."""
     for tool in ("cmake", "g++", "ninja"):
         if shutil.which(tool) is None:
             pytest.skip(f"the emulation is built with {tool}, which is not there")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        pytest.skip("the emulation is built with Python's headers, which are not there")
     pybind11 = pytest.importorskip("pybind11")
     _run(
         "cmake", "-G", "Ninja", "-S", ROOT, "-B", BUILD, "-DCMAKE_CXX_COMPILER=g++", "-DPRUNEOPS_EMULATION=ON",
         f"-DPRUNEOPS_SANITIZE={SANITIZE}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
     )  # fmt: skip
-    _run("cmake", "--build", BUILD)
+
+    def build(name):
+        _run("cmake", "--build", BUILD, "--target", name)
+        return importlib.import_module(name)
+
     sys.path.insert(0, str(BUILD))
-    return BUILD
+    return build
 
 
 @pytest.fixture(scope="session")
-def selftest(emulation_build):
-    return importlib.import_module("_emulation_selftest")
+def selftest(build_module):
+    return build_module("_emulation_selftest")
 
 
 #: The emulated kernels as they are launched, and with grids that make blocks loop or leave some without work; the
@@ -67,8 +74,8 @@ BACKENDS = {
 
 
 @pytest.fixture(scope="session")
-def emulation(emulation_build):
-    return importlib.import_module("_emulation")
+def emulation(build_module):
+    return build_module("_emulation")
 
 
 # Session scope: hypothesis runs many examples within one test, which all share the backend.

@@ -1,0 +1,163 @@
+"""Plants one-line faults in csrc/cuda and csrc/math, one at a time in a copy, and sees whether the emulation's tests
+catch each. Takes a minute or two for each fault, and needs no GPU.
+
+    python tests/mutate.py [NAME ...]
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+NEEDED = ("CMakeLists.txt", "csrc", "pyproject.toml", "tests")
+
+
+class Fault(NamedTuple):
+    """``old`` occurs once in ``csrc/<file>`` and becomes ``new``."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+FAULTS = [
+    # Barriers.
+    Fault(
+        "scan: lost first barrier",
+        "cuda/block_scan.cuh",
+        "  __syncthreads();\n  if (lane == kWarp",
+        "  if (lane == kWarp",
+    ),
+    Fault("scan: lost second barrier", "cuda/block_scan.cuh", "= inclusive;\n  __syncthreads();", "= inclusive;"),
+    Fault(
+        "counts: lost barrier after clearing", "cuda/select.cuh", "counts[b] = 0;\n  __syncthreads();", "counts[b] = 0;"
+    ),
+    Fault("counts: lost barrier before adding", "cuda/select.cuh", "total) {\n  __syncthreads();", "total) {"),
+    Fault("blocks: lost barrier before finishing", "cuda/block.cuh", "= sums[i];\n  __syncthreads();", "= sums[i];"),
+    Fault("blocks: lost barrier between tiles", "cuda/block.cuh", "  }\n  __syncthreads();\n}", "  }\n}"),
+    Fault("rows: lost barrier between rows", "cuda/rows.cuh", "    }\n    __syncthreads();\n  }", "    }\n  }"),
+    # Warps.
+    Fault("N:M: shuffle where lanes have left", "cuda/nm.cuh", "base < t.numel", "base + lane < t.numel"),
+    Fault("scan: one lane too few", "cuda/block_scan.cuh", "lane >= distance", "lane > distance"),
+    Fault("scan: own warp counted twice", "cuda/block_scan.cuh", "if (w < warp)", "if (w <= warp)"),
+    # Ends.
+    Fault("vectors: skipped tail", "cuda/vector.cuh", "kVector; at < end;", "kVector; at + kVector <= end;"),
+    Fault(
+        "vectors: read past the end",
+        "cuda/vector.cuh",
+        "f(at, static_cast<int>(min64(kVector, end - at)))",
+        "f(at, kVector)",
+    ),
+    Fault(
+        "vectors: unchecked alignment",
+        "cuda/vector.cuh",
+        "n == kVector && is_aligned(source, Vector<Word>::kAlign)",
+        "n == kVector",
+    ),
+    Fault(
+        "tables: tile of the wrong tensor", "cuda/table.cuh", "first_tile[middle] <= tile", "first_tile[middle] < tile"
+    ),
+    # Integers.
+    Fault("tiles: int for int64", "cuda/table.cuh", "f(t, tile * kTile,", "f(t, int(tile) * int(kTile),"),
+    Fault(
+        "N:M: 32-bit thread number",
+        "cuda/nm.cuh",
+        "warp = (static_cast<int64_t>(blockIdx.x) * kThreads",
+        "warp = (blockIdx.x * kThreads",
+    ),
+    Fault("matrix: 32-bit offset", "math/geometry.h", "return row * strides.row", "return int32_t(row * strides.row)"),
+    # Selection.
+    Fault("order: -0 below +0", "math/order.h", "bit_cast<K>(score + T(0))", "bit_cast<K>(score)"),
+    Fault("order: NaN by its bits", "math/order.h", "return score != score ? K(0) : key;", "return key;"),
+    Fault("N:M and gather: later ties first", "math/group.h", "j < i", "j > i"),
+    Fault("radix: last digit too wide", "math/radix.h", "static_cast<K>(bins(round) - 1)", "static_cast<K>(kBins - 1)"),
+    Fault("selection: one tie too many", "math/radix.h", "return less + equal - k;", "return less + equal - k + 1;"),
+    Fault(
+        "decision: k-th key of the next digit", "cuda/select.cuh", "wanted <= below + count", "wanted < below + count"
+    ),
+    Fault("decision: counts kept for the next round", "cuda/select.cuh", "    state->counts[b] = 0;\n  }\n}", "  }\n}"),
+    Fault("cut: last tie of a tile", "cuda/select.cuh", "kept <= here + own", "kept < here + own"),
+    Fault("cut: one tie too many", "cuda/select.cuh", "left-- > 0", "left-- >= 0"),
+    Fault("mask: ties never kept", "cuda/select.cuh", "keys[i] >= threshold :", "keys[i] > threshold :"),
+    Fault(
+        "gather: a lower instance not counted",
+        "cuda/gather.cuh",
+        "before += ranks[j] < kept",
+        "before += ranks[j] <= kept",
+    ),
+    # Formulas.
+    Fault("maximum: NaN lost", "math/metric.h", "(a > b || a != a)", "(a > b)"),
+    Fault("bfloat16: half away from even", "math/dtype.h", "bits + 0x7fffu", "bits + 0x8000u"),
+    Fault("blocks: rows skipped", "cuda/block.cuh", "r += warps)", "r += kWarps)"),
+    Fault("packing: big bit order", "cuda/masks.cuh", "(keep.words[i]) << i", "(keep.words[i]) << (7 - i)"),
+    Fault("conv: wrong kernel position", "math/geometry.h", "++within == inner", "++within > inner"),
+]
+
+
+def copy_tree(target):
+    for name in NEEDED:
+        source = ROOT / name
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, target / name, ignore=ignored) if source.is_dir() else shutil.copy(source, target)
+
+
+def run_tests(tree):
+    """The first test that fails and what it says, or None."""
+    env = {**os.environ, "PRUNEOPS_EMULATION_SEED": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider", "-k", "not cpu",
+               *map(str, sorted((tree / "tests/emulation").glob("test_emulated_*.py")))]  # fmt: skip
+    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if failed is None or "cmake --build" in done.stdout:
+        raise RuntimeError(f"the tests did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    reason = re.search(r"^E +(.*)", done.stdout, re.MULTILINE)
+    return f"{failed[1].rpartition('::')[2]}: {reason[1][:200] if reason else ''}"
+
+
+def plant(tree, fault):
+    path = tree / "csrc" / fault.file
+    text = path.read_text()
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.name}: {fault.old!r} occurs {text.count(fault.old)} times in {fault.file}, not once")
+    path.write_text(text.replace(fault.old, fault.new))
+    return lambda: path.write_text(text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only faults whose name contains one of these")
+    names = parser.parse_args().names
+    chosen = [fault for fault in FAULTS if not names or any(name in fault.name for name in names)]
+    missed = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        for fault in chosen:  # before an hour has gone
+            plant(tree, fault)()
+        if failure := run_tests(tree):
+            sys.exit(f"mutate: the tests fail without a fault: {failure}")
+        for fault in chosen:
+            start = time.monotonic()
+            restore = plant(tree, fault)
+            failure = run_tests(tree)
+            restore()
+            if failure is None:
+                missed.append(fault.name)
+            seconds = time.monotonic() - start
+            print(f"| {fault.name} | {fault.file} | {failure or 'MISSED'} | {seconds:.0f} s |", flush=True)
+    print(f"{len(chosen) - len(missed)} of {len(chosen)} faults caught")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
