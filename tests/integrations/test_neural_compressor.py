@@ -39,9 +39,7 @@ def one_thread(threads):
 @pytest.fixture
 def kept_masks_stay(monkeypatch):
     """Mend what Neural Compressor does to a convolution's mask that it keeps: it permutes it anew in each step."""
-    if EARLY:
-        return
-    for pattern in ("ptNxM", "ptN:M"):
+    for pattern in PATTERNS.keys() & {"NxM", "N:M", "ptNxM", "ptN:M"}:
         original = PATTERNS[pattern]._reshape_2dims_to_orig
 
         def mended(self, data, shape, original=original):
