@@ -22,7 +22,7 @@ from pruneops.gradient_sensitivity import PrunerList
 
 from .common import Case, Config
 
-HEADS, HEAD_SIZE = 12, 64
+HEADS = 12
 LINEARS = ("query", "key", "value", "output", "intermediate", "closing")
 Importance = dict[str, Any]
 
@@ -52,9 +52,9 @@ def configurations(elementwise: bool) -> list[dict[str, Any]]:
     if elementwise:
         return [{"names": [f"layer.*.{name}.weight" for name in LINEARS], "end_epoch": 99, "start_epoch": 98}]
     inputs = [f"layer.*.intermediate.{kind}" for kind in ("weight", "bias")]
-    heads = {"target": 8, "normalize": True, "stride": HEAD_SIZE, "transpose": False, "importance_inputs": ["head_mask"],
+    heads = {"target": 8, "normalize": True, "transpose": False, "importance_inputs": ["head_mask"],
              "importance_metric": "abs_gradient"}  # fmt: skip
-    neurons = {"target": 600, "normalize": False, "stride": 1, "transpose": False, "importance_inputs": inputs,
+    neurons = {"target": 60, "normalize": False, "stride": 1, "transpose": False, "importance_inputs": inputs,
                "importance_metric": "weighted_gradient"}  # fmt: skip
     of_heads = [f"layer.*.{name}.{kind}" for name in LINEARS[:3] for kind in ("weight", "bias")]
     return [
@@ -142,7 +142,7 @@ class NeuralCompressor:
 
 
 def _data(config: Config, elementwise: bool, kinds: Mapping[str, type]) -> dict[str, Any]:
-    model = Encoder(2, 48, 96) if config.smoke else Encoder(12, HEADS * HEAD_SIZE, 3072)
+    model = Encoder(2, 48, 96) if config.smoke else Encoder(12, 768, 3072)
     model.to(config.device)
     for parameter in model.parameters():
         parameter.data = torch.randint(-8, 9, parameter.shape, device=config.device) / 64
@@ -172,7 +172,7 @@ def cases(config: Config) -> Iterator[Case]:
     kinds: dict[str, type] = {"pruneops": Pruneops, "NumPy path": NumpyPath}
     if find_spec("neural_compressor"):
         kinds["INC 2.6"] = NeuralCompressor
-    layers, hidden, width = (2, 48, 96) if config.smoke else (12, HEADS * HEAD_SIZE, 3072)
+    layers, hidden, width = (2, 48, 96) if config.smoke else (12, 768, 3072)
     matrices = 4 * hidden * hidden + 2 * hidden * width
     for name, elementwise, entries, floor in (
         ("heads and neurons", False, layers * hidden * width, 8),  # reads w and g of the incoming weights

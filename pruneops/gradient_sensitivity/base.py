@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any, TypeVar
 
 from .config import Settings, parse_tile_pattern, read_settings, read_yaml
+from .importance import StepSums
 from .model import as_model
 
 PRUNERS: dict[str, type[Pruner]] = {}
@@ -79,6 +80,10 @@ class Pruner:
 
     def on_step_end(self) -> None:
         """Called at the end of a training step, while the gradients are still there."""
+
+    def on_shared_step_end(self, sums: StepSums) -> None:
+        """:meth:`on_step_end` of a pruner in a list, where ``sums`` is what the others have made in this step."""
+        self.on_step_end()
 
     def plan(self) -> dict[Hashable, tuple[str, int]]:
         """What :meth:`on_epoch_end` will cut, by a key that all pruners share: (a weight's name, what is kept of it).
@@ -176,8 +181,9 @@ class PrunerList(Sequence[Pruner]):
 
     def on_step_end(self) -> None:
         """Called at the end of a training step, while the gradients are still there."""
+        sums: StepSums = {}
         for pruner in self:
-            pruner.on_step_end()
+            pruner.on_shared_step_end(sums)
 
     def on_epoch_end(self) -> None:
         """Called at the end of an epoch.

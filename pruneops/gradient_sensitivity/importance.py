@@ -19,6 +19,8 @@ from .structure import Group
 
 Importance = dict[str, Tensor]
 Target = tuple[str, Mapping[str, Any]]
+#: Signed row sums of one step, by model and importance inputs.
+StepSums = dict[Any, Tensor]
 
 
 def accumulate_elementwise(model: Model, importance: Importance, names: Sequence[str]) -> None:
@@ -69,13 +71,16 @@ def accumulate_abs(
         _accumulate_outputs(importance, unmasked, heads)
 
 
-def accumulate_weighted(model: Model, importance: Importance, targets: Sequence[Target]) -> None:
+def accumulate_weighted(
+    model: Model, importance: Importance, targets: Sequence[Target], step: StepSums | None = None
+) -> None:
     """Add abs(sum over the importance inputs of the row sums of w * g) to the importance of each weight.
 
     Args:
         model: what is pruned.
         importance: weight name -> tensor of shape (rows,), updated in place; names with the same inputs share it.
         targets: weight names with their parameters.
+        step: sums that other pruners have made in this step; those made here are added.
 
     Raises:
         ValueError: an input has no gradient, or another number of rows than the first; nothing is written.
@@ -94,7 +99,12 @@ def accumulate_weighted(model: Model, importance: Importance, targets: Sequence[
         weights, grads = ([found[0][i] for found in inputs_of] for i in (0, 1))
         ops.update_block_scores_(columns, weights, grads, block=(1, -1), metric="mask_gradient", alpha=1.0)
     else:
-        sums = [_row_sums(found) for found in inputs_of]
+        step = {} if step is None else step
+        keys = [(model.identity, inputs) for inputs, _ in shared]
+        for key, found in zip(keys, inputs_of, strict=True):
+            if key not in step:
+                step[key] = _row_sums(found)
+        sums = [step[key] for key in keys]
         ops.update_scores_(scores, None, sums, metric="gradient", alpha=1.0)
 
 
@@ -179,9 +189,17 @@ def _check_rows(name: str, inputs: Sequence[str], weights: Sequence[Tensor]) -> 
 
 def _row_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """The sum over several weights of the row sums of w * g; signed, in float32 or wider."""
-    sums = []
-    for weight, grad in pairs:
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        product = weight.to(wide) * grad
-        sums.append(ops.block_reduce(product, (1, -1), "sum").squeeze(1) if product.dim() > 1 else product)
+    sums = [_row_sum(weight, grad) for weight, grad in pairs]
     return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+
+
+def _row_sum(weight: Tensor, grad: Tensor) -> Tensor:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    if weight.dim() == 1:
+        return weight.to(wide) * grad
+    # In pieces, so that the product never has the weight's size; on a CPU it stays in the cache, and is too small to
+    # be worth a team of threads.
+    entries = 2**15 if weight.device.type == "cpu" else 2**24
+    rows = max(1, entries // max(1, weight[0].numel()))
+    parts = zip(weight.split(rows), grad.split(rows), strict=True)
+    return torch.cat([(w.to(wide) * g).flatten(1).sum(1) for w, g in parts])

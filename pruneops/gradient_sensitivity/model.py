@@ -28,6 +28,10 @@ INTERFACE = (
 class Model(Protocol):
     """What the pruner reads and writes, as tensors on the device where they lie."""
 
+    @property
+    def identity(self) -> int:
+        """The same number for all views of one model."""
+
     def names(self) -> list[str]:
         """Names of all weights."""
 
@@ -79,6 +83,10 @@ class ModuleModel:
         self.module = module
         self._inputs: dict[str, Any] = {}
         self._hook: Any = None
+
+    @property
+    def identity(self) -> int:
+        return id(self.module)
 
     def names(self) -> list[str]:
         return [name for name, _ in self.module.named_parameters()]
@@ -138,6 +146,10 @@ class InterfaceModel:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+
+    @property
+    def identity(self) -> int:
+        return id(self.model)
 
     def names(self) -> list[str]:
         return list(self.model.get_all_weight_names())

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import ops
 from .base import Pruner, register_pruner
 from .config import read_parameters
-from .importance import Importance, Target, accumulate_abs, accumulate_elementwise, accumulate_weighted
+from .importance import Importance, StepSums, Target, accumulate_abs, accumulate_elementwise, accumulate_weighted
 from .masks import tile_mask
 from .model import Model, ModuleModel, as_model
 from .structure import Group, find_group, rows_of
@@ -102,11 +102,15 @@ class GradientSensitivityPruner(Pruner):
         Raises:
             ValueError: a gradient is missing; it names the weight.
         """
+        self.on_shared_step_end({})
+
+    def on_shared_step_end(self, sums: StepSums) -> None:
+        """:meth:`on_step_end` of a pruner in a list; the parts of one layer in several pruners share their sums."""
         if self.elementwise_prune:
             accumulate_elementwise(self._model, self.importance, self._names)
             self._apply_masks()
         elif self._active and not self._cut_done:
-            self._accumulate(self._model, self.importance, self._targets)
+            self._accumulate(self._model, self.importance, self._targets, sums)
 
     def on_epoch_end(self) -> None:
         """Cut heads and neurons at the end of the first epoch that pruned; elementwise, apply the last masks.
@@ -239,9 +243,11 @@ class GradientSensitivityPruner(Pruner):
     def _parameters_of(self, name: str) -> Mapping[str, Any]:
         return next(parameters for key, parameters in self._targets if key == name)
 
-    def _accumulate(self, model: Model, importance: Importance, targets: Sequence[Target]) -> None:
+    def _accumulate(
+        self, model: Model, importance: Importance, targets: Sequence[Target], sums: StepSums | None = None
+    ) -> None:
         if targets[0][1]["importance_metric"] == "weighted_gradient":
-            accumulate_weighted(model, importance, targets)
+            accumulate_weighted(model, importance, targets, sums)
             return
         groups = {name: self._group(model, name, parameters) for name, parameters in targets}
         accumulate_abs(model, importance, targets, groups)

@@ -332,3 +332,25 @@ def test_a_file_of_another_model_is_refused(tmp_path, change):
     with pytest.raises(ValueError, match=r"layer\.1\.fc1\.weight"):
         load_pruned(model, tmp_path)
     assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
+
+
+def test_everything_stays_on_the_device(device):
+    model = Encoder().to(device)
+    elementwise = {"names": ["layer.*.fc2.weight"], "pattern": "4x1", "target_sparsity": 0.5, "end_epoch": 1}
+    pruners = PrunerList.from_config(model, {"pruners": [elementwise, head_config()]})
+    whole = PrunerList.from_config(model, {"pruners": [neuron_config()]})
+    mask = torch.ones(2, HEADS, device=device, requires_grad=True)
+
+    def step(given):
+        model.zero_grad()
+        model(batch().to(device), given).square().mean().backward()
+
+    run_epoch(pruners, lambda i: step(mask))
+    run_epoch(pruners, lambda i: step(None), epoch=1)
+    run_epoch(whole, lambda i: step(None))
+    scores = [score for x in (*pruners, *whole) for score in x.importance.values()]
+    assert {score.device.type for score in scores} == {device}
+    assert {parameter.device.type for parameter in model.parameters()} == {device}
+    assert pruners[0].masks["layer.1.fc2.weight"].device.type == device
+    assert model(batch().to(device)).isfinite().all()
+    assert (model.layer[0].fc1.out_features, model.layer[0].attention.num_heads) == (24, 2)
