@@ -121,7 +121,7 @@ def size_table(dense: nn.Module, small: nn.Module, batch: Batch, cosine: float) 
     """Parameters and latency before and after."""
     rows, columns = batch["input_ids"].shape
     table = Table(
-        "", title=f"all-MiniLM-L6-v2, {rows} sentences of {columns} tokens, {torch.get_num_threads()} threads"
+        "", title=f"all-MiniLM-L6-v2, {rows} sentences of {columns} tokens, threads: {torch.get_num_threads()}"
     )
     for heading in ("heads", "neurons", "parameters", "in the layers", "latency", "similarity"):
         table.add_column(heading, justify="right")
