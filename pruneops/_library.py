@@ -226,6 +226,18 @@ def topk_mask(scores, out, keep, ties, metric, grads, input_norms):
         target.copy_(part.reshape(target.shape))
 
 
+@_op(
+    "update_topk_mask_(Tensor(a!)[] scores, Tensor[] weights, Tensor[] grads, str metric, float alpha, float beta, "
+    "Tensor? grad_scale, Tensor? found_inf, bool skip_nonfinite, Tensor(b!)[] out, SymInt keep, str ties) -> ()",
+    fake=_writes_only,
+)
+def update_topk_mask_(
+    scores, weights, grads, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite, out, keep, ties
+):
+    update_scores_(scores, weights, grads, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite)
+    topk_mask(scores, out, keep, ties, None, [], [])
+
+
 def _one_score(score: Tensor, metric, grad, input_norm) -> Tensor:
     scores, grads, norms = ([x] if x is not None else [] for x in (score, grad, input_norm))
     return next(_values(metric, (), scores, grads, norms))

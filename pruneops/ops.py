@@ -32,6 +32,7 @@ __all__ = [
     "unpack_mask",
     "update_block_scores_",
     "update_scores_",
+    "update_topk_mask_",
 ]
 
 Tensors = Tensor | Sequence[Tensor]
@@ -90,14 +91,67 @@ def update_scores_(
     """
     check = Checker("update_scores_")
     score_list = check.tensors("scores", scores)
-    weight_list, grad_list = check.reads(metric, SCORE_METRICS, weights, grads)
-    inputs = (("weights", weight_list), ("grads", grad_list))
-    for (name, values), read in zip(inputs, SCORE_METRICS[metric], strict=True):
-        if read:
-            _check_inputs(check, name, values, score_list)
+    weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
     _update(check, _OPS.update_scores_, score_list, weight_list, grad_list, (metric,), alpha, beta,
             grad_scale, found_inf, skip_nonfinite)  # fmt: skip
     return scores
+
+
+def update_topk_mask_(
+    scores: TensorOrList,
+    weights: Tensors | None,
+    grads: Tensors | None,
+    *,
+    metric: str,
+    keep: int | None = None,
+    sparsity: float | None = None,
+    ties: str = "exact",
+    out: TensorOrList | None = None,
+    alpha: float = 0.0,
+    beta: float = 1.0,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+    skip_nonfinite: bool = False,
+) -> TensorOrList:
+    """Update scores in place and select among them, in one pass over the data where that is possible.
+
+    Exactly :func:`update_scores_` followed by :func:`topk_mask` of the scores, bit for bit, with fewer bytes moved:
+    on the CPU the masks are written as the scores are (17 bytes per float32 entry instead of 21); on CUDA the first
+    counts of the selection are taken as the scores are written (one read of the scores less).
+
+    Args:
+        scores, weights, grads, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite: as in
+            :func:`update_scores_`. Where ``found_inf`` is not 0 the selection is among the old scores.
+        keep, sparsity, ties, out: as in :func:`topk_mask`.
+
+    Returns:
+        The masks: one for one tensor, a list for a sequence, ``out`` where given.
+
+    Raises:
+        ValueError, TypeError: as in these two functions.
+
+    Example:
+        >>> score = torch.zeros(3)
+        >>> update_topk_mask_(score, torch.tensor([1.0, -2.0, 3.0]), None, metric="magnitude", keep=2)
+        tensor([False,  True,  True])
+    """
+    check = Checker("update_topk_mask_")
+    score_list = check.tensors("scores", scores)
+    weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
+    check.choice("ties", ties, ("exact", "threshold"))
+    kept = check.sparsity_to_keep(keep, sparsity, sum(score.numel() for score in score_list))
+    masks = _masks_for(check, score_list, out)
+    check.same_device([("scores[0]", x) for x in score_list[:1]] + [(f"out[{i}]", x) for i, x in enumerate(masks)])
+
+    def op(*arguments: Any) -> None:
+        _OPS.update_topk_mask_(*arguments, masks, kept, ties)
+
+    _update(check, op, score_list, weight_list, grad_list, (metric,), alpha, beta, grad_scale, found_inf,
+            skip_nonfinite)  # fmt: skip
+    _mark_written(masks)
+    if out is not None:
+        return out
+    return masks[0] if isinstance(scores, Tensor) else masks
 
 
 def update_block_scores_(
@@ -157,6 +211,30 @@ def update_block_scores_(
     _update(check, _OPS.update_block_scores_, score_list, weight_list, grad_list, (size, metric, reduce), alpha,
             beta, grad_scale, found_inf, skip_nonfinite)  # fmt: skip
     return scores
+
+
+def _element_inputs(
+    check: Checker, metric: str, weights: Any, grads: Any, scores: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What an elementwise metric reads, checked against the scores."""
+    lists = check.reads(metric, SCORE_METRICS, weights, grads)
+    for name, values, read in zip(("weights", "grads"), lists, SCORE_METRICS[metric], strict=True):
+        if read:
+            _check_inputs(check, name, values, scores)
+    return lists
+
+
+def _masks_for(check: Checker, scores: list[Tensor], out: Any) -> list[Tensor]:
+    """The masks to write for these scores: given ones, checked, or new ones."""
+    if out is None:
+        return [torch.empty(score.shape, dtype=torch.bool, device=score.device) for score in scores]
+    masks = check.tensors("out", out)
+    check.same_length("out", masks, "scores", scores)
+    for i, (mask, score) in enumerate(zip(masks, scores, strict=True)):
+        check.dtype(f"out[{i}]", mask, torch.bool)
+        check.same_shape(f"out[{i}]", mask, f"scores[{i}]", score.shape)
+        check.written(f"out[{i}]", mask)
+    return masks
 
 
 def _check_inputs(
@@ -265,16 +343,8 @@ class _Selection:
         return [(f"{name}[{i}]", x) for name, values in lists for i, x in enumerate(values)]
 
     def outputs(self, out: Tensors | None) -> list[Tensor]:
-        """The masks to write: given ones, checked, or new ones."""
-        if out is None:
-            self.check.same_device(self.named())
-            return [torch.empty(score.shape, dtype=torch.bool, device=score.device) for score in self.scores]
-        masks = self.check.tensors("out", out)
-        self.check.same_length("out", masks, "scores", self.scores)
-        for i, (mask, score) in enumerate(zip(masks, self.scores, strict=True)):
-            self.check.dtype(f"out[{i}]", mask, torch.bool)
-            self.check.same_shape(f"out[{i}]", mask, f"scores[{i}]", score.shape)
-            self.check.written(f"out[{i}]", mask)
+        """The masks to write, on the device of all inputs."""
+        masks = _masks_for(self.check, self.scores, out)
         self.check.same_device(self.named() + [(f"out[{i}]", x) for i, x in enumerate(masks)])
         return masks
 

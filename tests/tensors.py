@@ -20,7 +20,8 @@ def array(x):
 
 def bits(x):
     """The bytes of the values in row-major order."""
-    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    flat = x.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().tobytes()
 
 
 def storage_bits(x):

@@ -13,6 +13,10 @@ struct Kernels {
   void (*update_block_scores)(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                               const Pool& pool);
 
+  // update_scores and then topk_mask of the scores, in one pass; tensors[i] is the score of updates[i].
+  void (*update_topk_mask)(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
+                           const UpdateRule& rule, int64_t k, bool prune_ties, const Pool& pool);
+
   // k from 1; the score is written to `value` as a `dtype`.
   void (*kth_value)(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
                     Dtype dtype, const Pool& pool);

@@ -1,5 +1,6 @@
 #include "select.cuh"
 
+#include "fused.cuh"
 #include "kernels.h"
 #include "nm.cuh"
 #include "rows.cuh"
@@ -39,18 +40,27 @@ cudaError_t in_rank_type(bool wide, const F& f) {
 
 constexpr int64_t kStateBytes = sizeof(SelectState<double>);
 
+// Decides the rounds from the counts of each; those of the first may have been taken already.
+template <class T>
+cudaError_t decide_rounds(const SelectTensor* tensors, int64_t count, Metric metric, bool counted_first,
+                          SelectState<T>* state, cudaStream_t stream) {
+  for (int round = 0; round < WideRadix<Key<T>>::kRounds; ++round) {
+    if (round > 0 || !counted_first) {
+      PRUNEOPS_RETURN_IF_ERROR(for_each_select_table(tensors, count, [&](const auto& table) {
+        return launch(count_digits_kernel<T>, min64(table.tiles(), kCountingBlocks), stream, table, metric,
+                      state, round);
+      }));
+    }
+    PRUNEOPS_RETURN_IF_ERROR(launch(decide_kernel<T>, 1, stream, state, round));
+  }
+  return cudaSuccess;
+}
+
 template <class T>
 cudaError_t select_kth(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k,
                        SelectState<T>* state, cudaStream_t stream) {
   PRUNEOPS_RETURN_IF_ERROR(launch(start_selection_kernel<T>, 1, stream, state, k));
-  for (int round = 0; round < WideRadix<Key<T>>::kRounds; ++round) {
-    PRUNEOPS_RETURN_IF_ERROR(for_each_select_table(tensors, count, [&](const auto& table) {
-      return launch(count_digits_kernel<T>, min64(table.tiles(), kCountingBlocks), stream, table, metric,
-                    state, round);
-    }));
-    PRUNEOPS_RETURN_IF_ERROR(launch(decide_kernel<T>, 1, stream, state, round));
-  }
-  return cudaSuccess;
+  return decide_rounds<T>(tensors, count, metric, false, state, stream);
 }
 
 template <class T>
@@ -120,6 +130,29 @@ cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, Metric metric,
     auto* state = static_cast<SelectState<T>*>(scratch);
     PRUNEOPS_RETURN_IF_ERROR(select_kth<T>(tensors, count, metric, k, state, stream));
     return write_masks<T>(tensors, count, metric, prune_ties, totals.tiles, state, stream);
+  });
+}
+
+cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
+                             const UpdateRule& rule, int64_t k, bool prune_ties, void* scratch,
+                             cudaStream_t stream) {
+  const Totals totals = totals_of(tensors, count);
+  if (k == 0 || k == totals.entries) {
+    PRUNEOPS_RETURN_IF_ERROR(update_scores(updates, count, rule, stream));
+    return topk_mask(tensors, count, Metric::stored, k, prune_ties, scratch, stream);
+  }
+  return in_rank_type(totals.wide, [&](auto rank) {
+    using T = decltype(rank);
+    auto* state = static_cast<SelectState<T>*>(scratch);
+    PRUNEOPS_RETURN_IF_ERROR(launch(start_selection_kernel<T>, 1, stream, state, k));
+    PRUNEOPS_RETURN_IF_ERROR(for_each_width([&](auto width, const auto& chosen) {
+      return for_each_table(updates, count, flat_tiles<UpdateTensor>, chosen, [&](const auto& table) {
+        return launch(update_count_kernel<decltype(width), T>, min64(table.tiles(), kCountingBlocks), stream,
+                      table, rule, state);
+      });
+    }));
+    PRUNEOPS_RETURN_IF_ERROR(decide_rounds<T>(tensors, count, Metric::stored, true, state, stream));
+    return write_masks<T>(tensors, count, Metric::stored, prune_ties, totals.tiles, state, stream);
   });
 }
 

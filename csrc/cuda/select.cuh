@@ -78,14 +78,28 @@ __device__ __forceinline__ void count_keys(const K (&keys)[kVector], int n, K pr
   if (run > 0) atomicAdd(&counts[digit], run);
 }
 
+// A block's counts of digits: cleared before keys are counted, and added to those of all blocks after.
+template <int kBins>
+__device__ __forceinline__ void clear_counts(unsigned (&counts)[kBins]) {
+  for (int b = threadIdx.x; b < kBins; b += kThreads) counts[b] = 0;
+  __syncthreads();
+}
+
+template <int kBins>
+__device__ __forceinline__ void add_counts(const unsigned (&counts)[kBins], unsigned long long* total) {
+  __syncthreads();
+  for (int b = threadIdx.x; b < kBins; b += kThreads) {
+    if (counts[b] != 0) atomicAdd(&total[b], static_cast<unsigned long long>(counts[b]));
+  }
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     count_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
                         SelectState<T>* state, const int round) {
   using R = WideRadix<Key<T>>;
   __shared__ unsigned counts[R::kBins];
-  for (int b = threadIdx.x; b < R::kBins; b += kThreads) counts[b] = 0;
-  __syncthreads();
+  clear_counts(counts);
   const Key<T> prefix = state->selection.prefix;
   for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
     for_each_vector(begin, end, [&](int64_t at, int n) {
@@ -94,10 +108,7 @@ __global__ void __launch_bounds__(kThreads)
       count_keys<R>(keys, n, prefix, round, counts);
     });
   });
-  __syncthreads();
-  for (int b = threadIdx.x; b < R::kBins; b += kThreads) {
-    if (counts[b] != 0) atomicAdd(&state->counts[b], static_cast<unsigned long long>(counts[b]));
-  }
+  add_counts(counts, state->counts);
 }
 
 // One block finds the digit in which the k-th key lies, and clears the counts for the next round.

@@ -58,6 +58,11 @@ struct SelectTensor {
   PRUNEOPS_HD bool wide() const { return weight_dtype == Dtype::f64 || grad_dtype == Dtype::f64; }
 };
 
+// The scores of an update as scores to select among, without a mask.
+PRUNEOPS_HD SelectTensor stored_scores(const UpdateTensor& t) {
+  return {t.score, nullptr, nullptr, nullptr, t.numel, t.numel, t.score_dtype, Dtype::f32};
+}
+
 struct MaskTensor {
   void* data;
   const uint8_t* mask;  // one byte, or one bit, per entry

@@ -11,6 +11,9 @@ void update_scores_(Tensors scores, Tensors weights, Tensors grads, std::string 
 void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints block, std::string metric,
                           std::string reduce, double alpha, double beta, std::optional<Tensor> grad_scale,
                           std::optional<Tensor> found_inf, bool skip_nonfinite);
+void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::string metric, double alpha,
+                       double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
+                       bool skip_nonfinite, Tensors out, int64_t keep, std::string ties);
 Tensor block_reduce(Tensor score, Ints block, std::string reduce);
 
 Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, Tensors grads,

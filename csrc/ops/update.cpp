@@ -29,44 +29,107 @@ Inputs inputs_of(const char* op, Metric metric, const Tensors& weights, const Te
 constexpr const char* kUpdate = "update_scores_";
 constexpr const char* kBlockUpdate = "update_block_scores_";
 
+// The checked entries of an elementwise update, and what they point into.
+class Updates {
+ public:
+  Updates(const char* op, const UpdateRule& rule, const Tensors& scores, const Tensors& weights,
+          const Tensors& grads, Order order) {
+    flats_.reserve(scores.size());
+    for (size_t i = 0; i < scores.size(); ++i) {
+      const auto [weight, grad] = inputs_of(op, rule.metric, weights, grads, i);
+      Tensors together{scores[i]};
+      if (weight) together.push_back(*weight);
+      if (grad) together.push_back(*grad);
+      for (const Tensor& tensor : together) check_same_sizes(op, scores[i], tensor);
+      check_same_device(op, scores[0], together);
+      const FlatTensors& flat = flats_.emplace_back(together, order);
+      UpdateTensor entry{flat[0].data_ptr(), nullptr,    nullptr,   flat[0].numel(),
+                         dtype_of(flat[0]),  Dtype::f32, Dtype::f32};
+      if (weight) entry.weight = flat[1].data_ptr(), entry.weight_dtype = dtype_of(flat[1]);
+      const size_t last = together.size() - 1;
+      if (grad) entry.grad = flat[last].data_ptr(), entry.grad_dtype = dtype_of(flat[last]);
+      entries_.push_back(entry);
+    }
+  }
+
+  const UpdateTensor* entries() const { return entries_.data(); }
+  int64_t count() const { return static_cast<int64_t>(entries_.size()); }
+  void commit() {
+    for (FlatTensors& flat : flats_) flat.commit(0);
+  }
+
+ private:
+  std::vector<FlatTensors> flats_;
+  std::vector<UpdateTensor> entries_;
+};
+
+UpdateRule update_rule(const char* op, const std::string& metric, double alpha, double beta,
+                       const std::optional<Tensor>& grad_scale, const std::optional<Tensor>& found_inf,
+                       bool skip_nonfinite, const Tensor& like) {
+  return {metric_of(metric),
+          Reduce::sum,
+          alpha,
+          beta,
+          scalar_pointer(op, grad_scale, like),
+          scalar_pointer(op, found_inf, like),
+          skip_nonfinite};
+}
+
 }  // namespace
 
 void update_scores_(Tensors scores, Tensors weights, Tensors grads, std::string metric, double alpha,
                     double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
                     bool skip_nonfinite) {
-  const UpdateRule rule{metric_of(metric),
-                        Reduce::sum,
-                        alpha,
-                        beta,
-                        scalar_pointer(kUpdate, grad_scale, scores[0]),
-                        scalar_pointer(kUpdate, found_inf, scores[0]),
-                        skip_nonfinite};
-  std::vector<FlatTensors> flats;
-  std::vector<UpdateTensor> entries;
-  flats.reserve(scores.size());
-  for (size_t i = 0; i < scores.size(); ++i) {
-    const auto [weight, grad] = inputs_of(kUpdate, rule.metric, weights, grads, i);
-    Tensors together{scores[i]};
-    if (weight) together.push_back(*weight);
-    if (grad) together.push_back(*grad);
-    for (const Tensor& tensor : together) check_same_sizes(kUpdate, scores[i], tensor);
-    check_same_device(kUpdate, scores[0], together);
-    const FlatTensors& flat = flats.emplace_back(together);
-    UpdateTensor entry{flat[0].data_ptr(), nullptr,    nullptr,   flat[0].numel(),
-                       dtype_of(flat[0]),  Dtype::f32, Dtype::f32};
-    if (weight) entry.weight = flat[1].data_ptr(), entry.weight_dtype = dtype_of(flat[1]);
-    const size_t last = together.size() - 1;
-    if (grad) entry.grad = flat[last].data_ptr(), entry.grad_dtype = dtype_of(flat[last]);
-    entries.push_back(entry);
-  }
-  const auto count = static_cast<int64_t>(entries.size());
+  const UpdateRule rule =
+      update_rule(kUpdate, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite, scores[0]);
+  Updates updates(kUpdate, rule, scores, weights, grads, Order::any);
   run_on(
       kUpdate, scores[0],
       [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
-        kernels.update_scores(entries.data(), count, rule, pool);
+        kernels.update_scores(updates.entries(), updates.count(), rule, pool);
       },
-      [&](auto stream) { return cuda::update_scores(entries.data(), count, rule, stream); });
-  for (FlatTensors& flat : flats) flat.commit(0);
+      [&](auto stream) { return cuda::update_scores(updates.entries(), updates.count(), rule, stream); });
+  updates.commit();
+}
+
+void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::string metric, double alpha,
+                       double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
+                       bool skip_nonfinite, Tensors out, int64_t keep, std::string ties) {
+  constexpr const char* op = "update_topk_mask_";
+  check_same_length(op, out, scores);
+  const UpdateRule rule =
+      update_rule(op, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite, scores[0]);
+  // Ties are broken in row-major order, so the scores must be in it.
+  Updates updates(op, rule, scores, weights, grads, Order::row_major);
+  std::vector<SelectTensor> entries;
+  std::vector<FlatTensors> masks;
+  masks.reserve(out.size());
+  int64_t total = 0;
+  for (size_t i = 0; i < out.size(); ++i) {
+    check_type(op, out[i], torch::headeronly::ScalarType::Bool);
+    check_same_sizes(op, scores[i], out[i]);
+    check_same_device(op, scores[0], {out[i]});
+    SelectTensor& entry = entries.emplace_back(stored_scores(updates.entries()[i]));
+    entry.mask = static_cast<bool*>(masks.emplace_back(Tensors{out[i]}, Order::row_major)[0].data_ptr());
+    total += entry.numel;
+  }
+  STD_TORCH_CHECK(keep >= 0 && keep <= total, op, ": keep must be between 0 and ", total, ", got ", keep);
+  const int64_t k = total - keep;
+  const bool prune_ties = ties == "threshold";
+  run_on(
+      op, scores[0],
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.update_topk_mask(updates.entries(), entries.data(), updates.count(), rule, k, prune_ties,
+                                 pool);
+      },
+      [&](auto stream) {
+        const Ints bytes = {cuda::select_scratch_bytes(entries.data(), updates.count())};
+        const Tensor scratch = torch::stable::new_empty(out[0], bytes, torch::headeronly::ScalarType::Byte);
+        return cuda::update_topk_mask(updates.entries(), entries.data(), updates.count(), rule, k, prune_ties,
+                                      scratch.data_ptr(), stream);
+      });
+  updates.commit();
+  for (FlatTensors& mask : masks) mask.commit(0);
 }
 
 namespace {

@@ -24,6 +24,20 @@ def direct_calls(device):
     return {
         "update_scores_": ([score, other], [weight, other * 2], [grad, other], "snip", 0.9, 1.0, one, one * 0, True),
         "update_scores_ one input": ([score], [], [grad], "fisher", 0.0, 1.0, None, None, False),
+        "update_topk_mask_": (
+            [score, other],
+            [weight, other * 2],
+            [grad, other],
+            "snip",
+            0.9,
+            1.0,
+            one,
+            None,
+            False,
+            [mask, other_mask],
+            50,
+            "exact",
+        ),
         "update_block_scores_": ([blocks], [weight], [grad], [2, 4], "mask_fisher", "mean", 0.9, 1.0, None, one, False),
         "block_reduce": (score, [2, 4], "mean"),
         "kth_value": ([score, other], 5, None, [], []),
@@ -82,6 +96,7 @@ def wanda(score, weight, grad):
 FUNCTIONS = {
     "update_scores_": update_scores,
     "update_scores_ scalars": update_with_scalars,
+    "update_topk_mask_": lambda s, w, g: ops.update_topk_mask_(s, w, g, metric="snip", keep=30),
     "update_block_scores_": update_block_scores,
     "block_reduce": lambda s, w, g: ops.block_reduce(s, (2, -1), "max"),
     "kth_value": lambda s, w, g: ops.kth_value([s, w], 30),

@@ -213,3 +213,47 @@ def test_any_values_splits_and_keep(device, data, pieces):
 def test_any_number_of_levels(device, data, n, seed, levels):
     score = np.random.default_rng(seed).integers(-levels, levels, n).astype(np.float32)
     check_topk(device, score, data.draw(st.integers(0, n)))
+
+
+#: From here on the CPU selects in one pass, by a bracket from a sample.
+ONE_PASS = 2**17
+
+
+def plateau(n, share):
+    """Normal scores, of which a run of ``share`` of all is equal: the rank may lie inside of it, or at its edge."""
+    score = values("normal", (n,))
+    score[n // 4 : n // 4 + int(share * n)] = 0.0
+    return score
+
+
+def in_parts(score, places):
+    return [tensor(part) for part in np.split(score, places)]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_one_pass_values(name):
+    for n in (ONE_PASS - 1, ONE_PASS, ONE_PASS + 33_333):
+        score = values(name, (n,))
+        for keep in (1, n // 10, n // 2, n - 1):
+            for ties in ("exact", "threshold"):
+                expected = oracle.topk_mask([score], keep, ties)[0]
+                masks = ops.topk_mask(in_parts(score, (5, n // 3)), keep=keep, ties=ties)
+                assert_same(torch.cat(masks), expected)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.01, 0.1, 0.6])
+def test_one_pass_at_the_edges_of_a_plateau(share):
+    n = ONE_PASS + 77
+    score = plateau(n, share)
+    below, ties = int((score < 0).sum()), int((score == 0).sum())
+    for pruned in (below - 1, below, below + 1, below + ties // 2, below + ties - 1, below + ties, below + ties + 1):
+        assert_same(ops.topk_mask(tensor(score), keep=n - pruned), oracle.topk_mask([score], n - pruned)[0])
+        assert_same(ops.kth_value(tensor(score), pruned), oracle.kth_value([score], pruned))
+
+
+@pytest.mark.parametrize("period", [64, 256, 1024])
+def test_one_pass_sees_through_periods(period):
+    n = ONE_PASS + period
+    score = (np.arange(n) % period == 0).astype(np.float32) + values("normal", (n,)) * 1e-3
+    keep = n // period // 2
+    assert_same(ops.topk_mask(tensor(score), keep=keep), oracle.topk_mask([score], keep)[0])

@@ -144,7 +144,8 @@ void finish_scores(const BlockTensor& t, const UpdateRule& rule, int64_t place, 
     }
   });
   if (rule.skip_nonfinite && rule.metric == Metric::product) drop_nonfinite(totals, blocks);
-  blend_into(t.score, t.score_dtype, place, blocks, rule, totals);
+  void* scores = advance(t.score, t.score_dtype, place);
+  blend_into(scores, t.score_dtype, blocks, rule, totals, scores);
 }
 
 // A tall block is cut into parts of kPartRows rows, so that few tall blocks still make many tasks; the totals

@@ -5,6 +5,7 @@
 #include "../../math/bracket.h"
 #include "array.h"
 #include "select.h"
+#include "update.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
@@ -74,20 +75,64 @@ class Collected {
   Buffer<int32_t> next_;
 };
 
-// One selection by bracket over the tiles of `tensors`, with or without writing masks.
+// Where the keys of a selection come from: from what a metric reads,
 template <class T>
+struct MetricKeys {
+  const SelectTensor* tensors;
+  Metric metric;
+
+  void prefetch(int64_t i, int64_t at) const {
+    const SelectTensor& t = tensors[i];
+    __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
+    if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
+  }
+  void peek(int64_t i, int64_t at, Key<T>* key) const { key_chunk<T>(tensors[i], metric, at, 1, key); }
+  void take(int64_t i, int64_t at, int64_t n, Key<T>* keys) const {
+    key_chunk<T>(tensors[i], metric, at, n, keys);
+  }
+};
+
+// or from scores that are updated as they are passed over.
+template <class T>
+struct UpdatedKeys {
+  const UpdateTensor* updates;
+  const UpdateRule& rule;
+  const SelectTensor* tensors;  // of the scores
+  static constexpr Metric metric = Metric::stored;
+
+  void prefetch(int64_t i, int64_t at) const {
+    const UpdateTensor& t = updates[i];
+    __builtin_prefetch(advance(t.score, t.score_dtype, at));
+    if (t.weight != nullptr) __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
+    if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
+  }
+  void peek(int64_t i, int64_t at, Key<T>* key) const {
+    double score;
+    update_chunk(updates[i], rule, at, 1, &score);
+    SelectTensor one = tensors[i];
+    one.weight = &score;
+    key_chunk<T>(one, metric, 0, 1, key);
+  }
+  void take(int64_t i, int64_t at, int64_t n, Key<T>* keys) const {
+    update_chunk(updates[i], rule, at, n, advance(updates[i].score, updates[i].score_dtype, at));
+    key_chunk<T>(tensors[i], metric, at, n, keys);
+  }
+};
+
+// One selection by bracket over the tiles of `tensors`, with or without writing masks.
+template <class T, class Keys>
 class BracketSelection {
  public:
   using K = Key<T>;
   static constexpr int32_t kFew = 64;
 
   BracketSelection(const SelectTensor* tensors, int64_t count, SelectTiles& tiles, int64_t total,
-                   Metric metric, int64_t k, const Pool& pool)
+                   const Keys& source, int64_t k, const Pool& pool)
       : tensors_(tensors),
         count_(count),
         tiles_(tiles),
         total_(total),
-        metric_(metric),
+        source_(source),
         k_(k),
         pool_(pool),
         parts_count_(min64(kParts, tiles.tiles())),
@@ -133,7 +178,7 @@ class BracketSelection {
     const Cut cut = cut_ties(kept);
     const int64_t begin = were_kept ? cut.tile : 0;
     const int64_t end = were_kept ? tiles_.tiles() : min64(cut.tile + 1, tiles_.tiles());
-    write_tiles<T>(tiles_, metric_, selection_.prefix, cut, begin, end, pool_);
+    write_tiles<T>(tiles_, source_.metric, selection_.prefix, cut, begin, end, pool_);
   }
 
  private:
@@ -153,15 +198,11 @@ class BracketSelection {
         for (int64_t i = 0; i < n; ++i) {
           const int64_t position = sample_position(batch + i, size, total_);
           while (position >= ends[tensor]) ++tensor;
-          const SelectTensor& t = tensors_[tensor];
           tensor_of[i] = tensor;
-          at[i] = position - (ends[tensor] - t.numel);
-          __builtin_prefetch(advance(t.weight, t.weight_dtype, at[i]));
-          if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at[i]));
+          at[i] = position - (ends[tensor] - tensors_[tensor].numel);
+          source_.prefetch(tensor, at[i]);
         }
-        for (int64_t i = 0; i < n; ++i) {
-          key_chunk<T>(tensors_[tensor_of[i]], metric_, at[i], 1, &sample[batch + i]);
-        }
+        for (int64_t i = 0; i < n; ++i) source_.peek(tensor_of[i], at[i], &sample[batch + i]);
       }
     });
     const SampleRanks ranks = sample_ranks(size, total_, k_);
@@ -182,14 +223,15 @@ class BracketSelection {
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; ++p) {
         Part part{{}, -1, -1, 0};
-        tiles_.for_range(part_begin(p), part_begin(p + 1),
-                         [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
-                           for_keys<T>(tensor, metric_, begin, length,
-                                       [&](const K* keys, int64_t n, int64_t offset) {
-                                         bool* mask = write_masks ? tensor.mask + begin + offset : nullptr;
-                                         classify(keys, n, mask, part);
-                                       });
-                         });
+        const auto pass_tile = [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
+          K keys[kChunk];
+          for (int64_t at = begin; at < begin + length; at += kChunk) {
+            const int64_t n = min64(kChunk, begin + length - at);
+            source_.take(&tensor - tensors_, at, n, keys);
+            classify(keys, n, write_masks ? tensor.mask + at : nullptr, part);
+          }
+        };
+        tiles_.for_range(part_begin(p), part_begin(p + 1), pass_tile);
         parts_[p] = part;
       }
     });
@@ -315,15 +357,15 @@ class BracketSelection {
       return found_ == Found::at_low ? parts_[p].counts.at_low : parts_[p].counts.at_high;
     };
     while (ties_of(part) < kept) kept -= ties_of(part++);
-    return find_cut<T>(tiles_, metric_, selection_.prefix, kept, part_begin(part), part_begin(part + 1),
-                       pool_);
+    return find_cut<T>(tiles_, source_.metric, selection_.prefix, kept, part_begin(part),
+                       part_begin(part + 1), pool_);
   }
 
   const SelectTensor* tensors_;
   int64_t count_;
   SelectTiles& tiles_;
   int64_t total_;
-  Metric metric_;
+  const Keys& source_;
   int64_t k_;
   const Pool& pool_;
   int64_t parts_count_;

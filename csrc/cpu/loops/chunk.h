@@ -19,10 +19,10 @@ struct IsSame<A, A> {
 };
 
 // The address of an entry.
-const void* advance(const void* data, Dtype dtype, int64_t entries) {
-  const void* moved = data;
+inline char* advance(const void* data, Dtype dtype, int64_t entries) {
+  char* moved = const_cast<char*>(static_cast<const char*>(data));
   visit_dtype(dtype, [&](auto element) {
-    moved = static_cast<const typename decltype(element)::type*>(data) + entries;
+    moved += entries * static_cast<int64_t>(sizeof(typename decltype(element)::type));
   });
   return moved;
 }
@@ -85,17 +85,18 @@ void drop_nonfinite(T* v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) v[i] = finite_or_zero(v[i]);
 }
 
-// Blends n new values into the scores from `begin` on. Loops with and without the old score are apart, so
-// that a score that is not read is not loaded.
+// Blends n new values with the scores at `score` and writes them to `target`, which may be the same. Loops
+// with and without the old score are apart, so that a score that is not read is not loaded.
 template <class T>
-void blend_into(void* score, Dtype dtype, int64_t begin, int64_t n, const UpdateRule& rule, const T* v) {
+void blend_into(const void* score, Dtype dtype, int64_t n, const UpdateRule& rule, const T* v, void* target) {
   const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
   visit_dtype(dtype, [&](auto element) {
     using E = decltype(element);
-    auto* scores = static_cast<typename E::type*>(score) + begin;
+    const auto* old = static_cast<const typename E::type*>(score);
+    auto* scores = static_cast<typename E::type*>(target);
     if (rule.reads_score()) {
       for (int64_t i = 0; i < n; ++i) {
-        scores[i] = E::store(blend(true, alpha, E::template load<T>(scores[i]), beta, v[i]));
+        scores[i] = E::store(blend(true, alpha, E::template load<T>(old[i]), beta, v[i]));
       }
     } else {
       for (int64_t i = 0; i < n; ++i) scores[i] = E::store(blend(false, alpha, T(0), beta, v[i]));

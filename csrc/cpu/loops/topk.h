@@ -20,15 +20,24 @@ struct Totals {
   }
 };
 
+// Prunes the k lowest, 0 < k < total, in one pass over the keys of `source`; false where the pass failed.
+template <class T, class Keys>
+bool mask_by_bracket(const SelectTensor* tensors, int64_t count, SelectTiles& tiles, int64_t total,
+                     const Keys& source, int64_t k, bool prune_ties, const Pool& pool) {
+  BracketSelection<T, Keys> selection(tensors, count, tiles, total, source, k, pool);
+  if (!selection.run(true)) return false;
+  selection.finish_masks(prune_ties);
+  return true;
+}
+
 template <class T>
 void topk_mask_as(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric, int64_t k,
                   bool prune_ties, const Pool& pool) {
   SelectTiles tiles(tensors, count);
-  if (total >= kBracketFrom) {
-    BracketSelection<T> selection(tensors, count, tiles, total, metric, k, pool);
-    if (selection.run(true)) return selection.finish_masks(prune_ties);
-  }
-  mask_by_radix<T>(tiles, metric, k, prune_ties, pool);
+  const MetricKeys<T> source{tensors, metric};
+  const bool done =
+      total >= kBracketFrom && mask_by_bracket<T>(tensors, count, tiles, total, source, k, prune_ties, pool);
+  if (!done) mask_by_radix<T>(tiles, metric, k, prune_ties, pool);
 }
 
 void fill_masks(const SelectTensor* tensors, int64_t count, bool keep, const Pool& pool) {
@@ -47,11 +56,34 @@ void topk_mask(const SelectTensor* tensors, int64_t count, Metric metric, int64_
 }
 
 template <class T>
+bool update_and_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count, int64_t total,
+                     const UpdateRule& rule, int64_t k, bool prune_ties, const Pool& pool) {
+  SelectTiles tiles(tensors, count);
+  const UpdatedKeys<T> source{updates, rule, tensors};
+  return mask_by_bracket<T>(tensors, count, tiles, total, source, k, prune_ties, pool);
+}
+
+void update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
+                      const UpdateRule& rule, int64_t k, bool prune_ties, const Pool& pool) {
+  const Totals totals(tensors, count);
+  const bool fused = k > 0 && k < totals.entries && totals.entries >= kBracketFrom && !overflowed(rule);
+  if (!fused) update_scores(updates, count, rule, pool);
+  const bool done =
+      fused &&
+      (totals.wide
+           ? update_and_mask<double>(updates, tensors, count, totals.entries, rule, k, prune_ties, pool)
+           : update_and_mask<float>(updates, tensors, count, totals.entries, rule, k, prune_ties, pool));
+  // A pass that failed has updated the scores all the same.
+  if (!done) topk_mask(tensors, count, Metric::stored, k, prune_ties, pool);
+}
+
+template <class T>
 Key<T> kth_key(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric, int64_t k,
                const Pool& pool) {
   SelectTiles tiles(tensors, count);
   if (total >= kBracketFrom) {
-    BracketSelection<T> selection(tensors, count, tiles, total, metric, k, pool);
+    const MetricKeys<T> source{tensors, metric};
+    BracketSelection<T, MetricKeys<T>> selection(tensors, count, tiles, total, source, k, pool);
     if (selection.run(false)) return selection.threshold();
   }
   return select_kth<T>(tiles, metric, k, pool).prefix;
