@@ -22,7 +22,7 @@ SCORE_METRICS = {
     "taylor": (True, True),
     "fisher": (False, True),
 }
-BLOCK_METRICS = {**SCORE_METRICS, "mask_gradient": (True, True), "mask_fisher": (True, True)}
+BLOCK_METRICS = {**SCORE_METRICS, **dict.fromkeys(("mask_gradient", "mask_fisher", "mask_sum"), (True, True))}
 SELECT_METRICS = {**SCORE_METRICS, "wanda": (True, False)}
 
 

@@ -63,7 +63,7 @@ def _value(metric: str | None, first: Any, grad: Any, norm: Any) -> Tensor:
             return grad.square()
         case "wanda":
             return first.abs() * norm
-        case "mask_gradient" | "mask_fisher":
+        case "mask_gradient" | "mask_fisher" | "mask_sum":
             return first * grad
     raise RuntimeError(f"pruneops: unknown metric {metric!r}")
 
@@ -153,7 +153,7 @@ def update_block_scores_(
     for score, value in zip(scores, values, strict=True):
         if metric.startswith("mask_"):
             total = _reduce(_as_blocks(value, block), "sum")
-            value = total.abs() if metric == "mask_gradient" else total.square()
+            value = {"mask_gradient": total.abs, "mask_fisher": total.square, "mask_sum": total.clone}[metric]()
             value = _finite_or_zero(value, skip_nonfinite)
         else:
             value = _reduce(_as_blocks(_finite_or_zero(value, skip_nonfinite), block), reduce)

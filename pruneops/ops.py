@@ -170,9 +170,9 @@ def update_block_scores_(
 ) -> TensorOrList:
     """Update one score per (N, M) block in place, straight from weights and gradients.
 
-    ``v`` is the ``reduce`` over the block of the element values of :func:`update_scores_`. Two more metrics come
+    ``v`` is the ``reduce`` over the block of the element values of :func:`update_scores_`. Three more metrics come
     from the signed block sum d = sum of w*g, which is the gradient of a block mask that multiplies the weight:
-    ``mask_gradient`` abs(d) and ``mask_fisher`` d^2 (Kwon et al., 2022); ``reduce`` does not apply to them. No
+    ``mask_gradient`` abs(d), ``mask_fisher`` d^2 (Kwon et al., 2022) and ``mask_sum`` d; ``reduce`` does not apply. No
     tensor of the weight's size is made. The order of a block's sum is fixed for a given call, not across devices.
 
     Args:
@@ -180,7 +180,7 @@ def update_block_scores_(
         weights: shape (R, C); conv weights (O, I, k...) are seen as (O, k... * I).
         grads: as ``weights``.
         block: (N, M); -1 is the whole extent, so (-1, 1) is one score per column.
-        metric: as in :func:`update_scores_`, or ``mask_gradient``, ``mask_fisher``.
+        metric: as in :func:`update_scores_`, or ``mask_gradient``, ``mask_fisher``, ``mask_sum``.
         reduce: ``mean``, ``sum`` or ``max`` (NaN in a block makes its maximum NaN).
         alpha, beta, grad_scale, found_inf, skip_nonfinite: as in :func:`update_scores_`.
 

@@ -25,7 +25,7 @@ Metric metric_of(const std::string& name) {
   static const std::pair<const char*, Metric> names[] = {
       {"magnitude", Metric::magnitude},   {"gradient", Metric::gradient},   {"snip", Metric::snip},
       {"taylor", Metric::taylor},         {"fisher", Metric::fisher},       {"wanda", Metric::wanda},
-      {"mask_gradient", Metric::product}, {"mask_fisher", Metric::product},
+      {"mask_gradient", Metric::product}, {"mask_fisher", Metric::product}, {"mask_sum", Metric::product},
   };
   for (const auto& [known, metric] : names) {
     if (name == known) return metric;
@@ -40,6 +40,7 @@ Reduce reduce_of(const std::string& name) {
       {"max", Reduce::max},
       {"mask_gradient", Reduce::abs_sum},
       {"mask_fisher", Reduce::square_sum},
+      {"mask_sum", Reduce::sum},
   };
   for (const auto& [known, reduce] : names) {
     if (name == known) return reduce;

@@ -101,9 +101,8 @@ def accumulate_weighted(
     else:
         step = {} if step is None else step
         keys = [(model.identity, inputs) for inputs, _ in shared]
-        for key, found in zip(keys, inputs_of, strict=True):
-            if key not in step:
-                step[key] = _row_sums(found)
+        missing = {key: found for key, found in zip(keys, inputs_of, strict=True) if key not in step}
+        step.update(zip(missing, _row_sums(list(missing.values())), strict=True))
         sums = [step[key] for key in keys]
         ops.update_scores_(scores, None, sums, metric="gradient", alpha=1.0)
 
@@ -187,19 +186,22 @@ def _check_rows(name: str, inputs: Sequence[str], weights: Sequence[Tensor]) -> 
             )
 
 
-def _row_sums(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """The sum over several weights of the row sums of w * g; signed, in float32 or wider."""
-    sums = [_row_sum(weight, grad) for weight, grad in pairs]
-    return torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]
+def _row_sums(groups: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> list[Tensor]:
+    """For each group of weights and gradients the sum of their row sums of w * g: signed, in float32 or wider.
+
+    All matrices share one call, and no product has a weight's size.
+    """
+    matrices = [pair for group in groups for pair in group if pair[0].dim() > 1]
+    columns = [weight.new_empty((len(weight), 1), dtype=_wide(weight)) for weight, _ in matrices]
+    weights, grads = ([pair[i] for pair in matrices] for i in (0, 1))
+    ops.update_block_scores_(columns, weights, grads, block=(1, -1), metric="mask_sum")
+    found = iter(columns)
+
+    def rows(weight: Tensor, grad: Tensor) -> Tensor:
+        return next(found).squeeze(1) if weight.dim() > 1 else weight.to(_wide(weight)) * grad
+
+    return [torch.stack([rows(*pair) for pair in group]).sum(0) for group in groups]
 
 
-def _row_sum(weight: Tensor, grad: Tensor) -> Tensor:
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    if weight.dim() == 1:
-        return weight.to(wide) * grad
-    # In pieces, so that the product never has the weight's size; on a CPU it stays in the cache, and is too small to
-    # be worth a team of threads.
-    entries = 2**15 if weight.device.type == "cpu" else 2**24
-    rows = max(1, entries // max(1, weight[0].numel()))
-    parts = zip(weight.split(rows), grad.split(rows), strict=True)
-    return torch.cat([(w.to(wide) * g).flatten(1).sum(1) for w, g in parts])
+def _wide(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)

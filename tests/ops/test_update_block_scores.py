@@ -12,7 +12,7 @@ from tensors import array, assert_only_view_written, assert_same, bits, tensor
 from pruneops import ops
 
 ENTRY_METRICS = ("magnitude", "gradient", "snip", "taylor", "fisher")
-MASK_METRICS = ("mask_gradient", "mask_fisher")
+MASK_METRICS = ("mask_gradient", "mask_fisher", "mask_sum")
 EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11, "float64": 2.0**-53}
 
 
@@ -200,7 +200,7 @@ def test_skip_nonfinite_counts_a_mask_gradient_as_zero(device, metric):
     ops.update_block_scores_(
         score, weight, torch.ones_like(weight), block=(1, 2), metric=metric, alpha=1.0, skip_nonfinite=True
     )
-    assert array(score).tolist() == [[5.0, 8.0 if metric == "mask_gradient" else 14.0]]
+    assert array(score).tolist() == [[5.0, 14.0 if metric == "mask_fisher" else 8.0]]
 
 
 def test_mask_gradient_is_the_gradient_of_a_block_mask(device):
