@@ -81,14 +81,18 @@ def emulation(build_module):
 # Session scope: hypothesis runs many examples within one test, which all share the backend.
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(emulation, request):
-    name, number = BACKENDS[request.param]
-    emulation.set_grid(number if name == "cuda" else 0)
-    emulation.cpu.set_threads(number if name == "cpu" else 1)
-    yield Backend(emulation, name)
-    emulation.set_grid(0)
+    return Backend(emulation, *BACKENDS[request.param])
 
 
 @pytest.fixture(autouse=True)
-def _seeded(request):
+def _settings(request):
+    """Every test starts with its own seed, and with the grids and threads of its backend."""
+    if "emulation" not in request.fixturenames:
+        return
+    module = request.getfixturevalue("emulation")
+    module.set_seed(SEED ^ zlib.crc32(request.node.nodeid.encode()))
+    module.set_last_blocks(2**64 - 1)
+    module.set_grid(0)
+    module.cpu.set_threads(1)
     if "backend" in request.fixturenames:
-        request.getfixturevalue("emulation").set_seed(SEED ^ zlib.crc32(request.node.nodeid.encode()))
+        request.getfixturevalue("backend").configure()

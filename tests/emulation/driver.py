@@ -53,12 +53,21 @@ def address(array):
 
 
 class Backend:
-    """The kernels of one backend. The arguments are as in ``pruneops.ops``, with lists of :class:`Array`."""
+    """The kernels of one backend. The arguments are as in ``pruneops.ops``, with lists of :class:`Array`.
 
-    def __init__(self, module, name):
-        self.module, self.name = module, name
+    ``number`` is that of the threads of the CPU, or of the blocks of every emulated grid (0: as it is launched).
+    """
+
+    def __init__(self, module, name, number=0):
+        self.module, self.name, self.number = module, name, number
         self.kernels = getattr(module, name)
         self.kind = module.Kind.device if name == "cuda" else module.Kind.host
+
+    def configure(self):
+        if self.name == "cuda":
+            self.module.set_grid(self.number)
+        else:
+            self.module.cpu.set_threads(self.number)
 
     def undefined(self, shape, dtype="float32", offset=0):
         return Array(self.module, self.kind, tuple(np.atleast_1d(shape)), dtype, offset)

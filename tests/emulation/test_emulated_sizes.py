@@ -14,9 +14,7 @@ TAIL = 3000  # entries at the end that hold values
 @pytest.fixture
 def last_blocks(emulation):
     """Sets how many blocks of every grid run: the last ones."""
-    yield emulation.set_last_blocks
-    emulation.set_last_blocks(2**64 - 1)
-    emulation.set_grid(0)
+    return emulation.set_last_blocks
 
 
 class Sparse:

@@ -162,6 +162,10 @@ void run(const Config& config, const Kernel& kernel) {
   std::iota(grid.order.begin(), grid.order.end(), blocks - count);
   random_source.shuffle(grid.order);
 
+  if (grid.serial + count > kMaxSerial) {
+    forget_accesses();
+    grid.serial = 0;
+  }
   grid.refused_thread = nullptr;
   grid.first_serial = grid.serial + 1;
   start_launch();

@@ -34,6 +34,7 @@ struct Cell {
 
 constexpr size_t kPage = 1024;
 constexpr uint64_t kMaxAccesses = 1 << 24;
+constexpr size_t kMaxPages = 1 << 14;
 
 struct Allocation {
   uintptr_t begin;
@@ -47,6 +48,7 @@ struct Allocation {
   // The cells of a page.
   Cell* cells(size_t page) {
     if (page != last_page) {
+      if (pages.size() > kMaxPages) refuse("touches more than 16 MiB of one allocation", nullptr);
       auto& cells = pages[page];
       if (!cells) cells.reset(new Cell[kPage]());
       last_page = page;
@@ -277,6 +279,14 @@ void start_launch() {
   if (shared.begin != touched_in) touched = shared;
   touched_in = shared.begin;
   shared_cells.resize(shared.end - shared.begin);
+}
+
+void forget_accesses() {
+  shared_cells.clear();
+  for (auto& [begin, allocation] : allocations) {
+    allocation.pages.clear();
+    allocation.last_page = ~size_t{0};
+  }
 }
 
 void forget_shared() {

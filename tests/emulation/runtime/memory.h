@@ -15,6 +15,10 @@ void check_access(uintptr_t address, size_t bytes, AccessKind kind, const void* 
 // Whether the compiler reports the accesses; otherwise sanitizers check, and the emulation knows too little.
 extern bool is_instrumented;
 
+// How many blocks the records of accesses can tell apart; after so many, all are dropped.
+constexpr uint64_t kMaxSerial = (uint64_t{1} << 26) - 1;
+void forget_accesses();
+
 void start_launch();
 // Between blocks shared memory is filled with arbitrary bytes that no one has written.
 void forget_shared();
