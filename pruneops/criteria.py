@@ -73,6 +73,10 @@ def _setting(config: Any, key: str, default: Any) -> Any:
     return default if value is None else value
 
 
+def _listed(values: dict[str, Tensor] | None, keys: Iterable[str]) -> list[Tensor] | None:
+    return None if values is None else [values[key] for key in keys]
+
+
 class PruningCriterion:
     """Base of all criteria: named scores that keep their storage from step to step.
 
@@ -152,17 +156,26 @@ class PruningCriterion:
         Raises:
             ValueError: a gradient that is read is missing; nothing is written.
         """
-        keys = self.modules if keys is None else keys
-        grads = None if metric == "magnitude" else [self._seen(key, self.gradient(key)) for key in keys]
-        weights = [self._seen(key, self.weight(key).detach()) for key in keys]
-        scores = self._storage(keys)
-        if self.block_scores and self.pattern.block:
-            ops.update_block_scores_(scores, weights, grads, block=self.pattern.block, metric=metric,
-                                     reduce=self.reduce, alpha=alpha, beta=beta, grad_scale=self.grad_scale,
-                                     found_inf=self.found_inf)  # fmt: skip
-        else:
-            ops.update_scores_(scores, weights, grads, metric=metric, alpha=alpha, beta=beta,
-                               grad_scale=self.grad_scale, found_inf=self.found_inf)  # fmt: skip
+        keys = list(self.modules if keys is None else keys)
+        grads = None if metric == "magnitude" else {key: self.gradient(key) for key in keys}
+        weights = {key: self.weight(key).detach() for key in keys}
+        scores = dict(zip(keys, self._storage(keys), strict=True))
+        how: dict[str, Any] = {"metric": metric, "alpha": alpha, "beta": beta, "grad_scale": self.grad_scale,
+                               "found_inf": self.found_inf}  # fmt: skip
+        if not (self.block_scores and self.pattern.block):
+            ops.update_scores_(list(scores.values()), list(weights.values()), _listed(grads, keys), **how)
+            return
+        for turned in (False, True):
+            # A weight stored in x out is read as it lies, by blocks that are turned over too.
+            chosen = [key for key in keys if stores_in_by_out(self.modules[key]) == turned]
+            ops.update_block_scores_(
+                [scores[key].t() if turned else scores[key] for key in chosen],
+                [weights[key] for key in chosen],
+                _listed(grads, chosen),
+                block=self.pattern.block[::-1] if turned else self.pattern.block,
+                reduce=self.reduce,
+                **how,
+            )
 
     def weight(self, key: str) -> Tensor:
         """The weight of a module, or the tensor itself."""
@@ -220,7 +233,10 @@ class PruningCriterion:
     def _new_score(self, key: str) -> Tensor:
         weight = self.weight(key)
         dtype = torch.bfloat16 if self.low_memory_usage else torch.promote_types(weight.dtype, torch.float32)
-        return torch.zeros(self._score_shape(key), dtype=dtype, device=weight.device)
+        shape = self._score_shape(key)
+        if self.block_scores and stores_in_by_out(self.modules[key]):
+            return torch.zeros(shape[::-1], dtype=dtype, device=weight.device).t()
+        return torch.zeros(shape, dtype=dtype, device=weight.device)
 
     def _score_shape(self, key: str) -> torch.Size:
         shape = self._seen(key, self.weight(key)).shape

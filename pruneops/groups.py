@@ -134,7 +134,7 @@ class LayerGroup:
         for section, entries in self._sections().items():
             for name, value in entries.items():
                 if not isinstance(value, list):
-                    state[f"{section}.{name}"] = value.detach().clone()
+                    state[f"{section}.{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
                 elif value:
                     state[f"{section}.{name}"] = torch.stack(value)
         return state

@@ -475,3 +475,15 @@ def test_a_closure_hides_the_gradients():
 
 def test_the_registry_is_open():
     assert CRITERIA["test_constant"] is Constant
+
+
+def test_block_scores_of_a_weight_stored_in_by_out_are_those_of_its_transpose():
+    """Such weights are read as they lie, with the blocks turned over."""
+    for pattern, block in (("4x1", (4, 1)), ("2x4", (2, 4)), ("channelx1", (-1, 1)), ("1xchannel", (1, -1))):
+        model = Model()
+        pruner = Pruner(model, include="mlp", pattern=pattern, sparsity=0.5, schedule="one_shot", end_step=9)
+        loss_of(model, 0).backward()
+        pruner.on_before_optimizer_step()
+        w, g = blocks_of(model.mlp.weight.t(), block), blocks_of(model.mlp.weight.grad.t(), block)
+        np.testing.assert_allclose(pruner.scores["mlp"].numpy(), np.abs(w * g).mean(-1), rtol=1e-5)
+        assert pruner.state_dict()["scores.mlp"].is_contiguous()
