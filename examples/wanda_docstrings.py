@@ -1,0 +1,110 @@
+"""Prune a small GPT-2 in one shot, by magnitude and by Wanda, and compare perplexities.
+
+    python examples/wanda_docstrings.py
+
+The text is real and at hand: the documentation strings of Python's standard library, as bytes. The model is trained
+on the spot; a tenth of the text is held out. Writes a table to out/wanda.md. Needs transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import math
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import pruneops
+from pruneops.calibration import wanda
+from pruneops.scoring import sample_tokens
+
+CONTEXT = 128
+
+
+def docstrings() -> bytes:
+    """The documentation strings of the standard library's modules, classes and functions."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    files = [library / f"{name}.py" for name in sorted(sys.stdlib_module_names)]
+    files += [library / name / "__init__.py" for name in sorted(sys.stdlib_module_names)]
+    texts = []
+    for file in filter(Path.is_file, files):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (text := ast.get_docstring(node)):
+                texts.append(text)
+    return "\n\n".join(texts).encode()
+
+
+def train(model: nn.Module, tokens: Tensor, steps: int) -> None:
+    """Next-byte prediction on random windows."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    model.train()
+    for step in range(steps):
+        batch = sample_tokens(tokens, 16, CONTEXT, seed=step)
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 50 == 0:
+            print(f"step {step}: loss {loss.item():.3f}", flush=True)
+
+
+@torch.no_grad()
+def perplexity(model: nn.Module, tokens: Tensor) -> float:
+    """Per byte, over the whole text in windows."""
+    model.eval()
+    windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    losses = [model(input_ids=part, labels=part).loss * len(part) for part in windows.split(64)]
+    return math.exp(float(sum(losses)) / len(windows))
+
+
+def pruned(dense: nn.Module, how: str, pattern: str, calibration: Tensor) -> nn.Module:
+    """A copy with half of its weights, chosen in one shot."""
+    model = copy.deepcopy(dense)
+    if how == "wanda":
+        wanda(model, calibration.split(16), 0.5, pattern=pattern)
+    else:
+        pruneops.prune(model, 0.5, pattern=pattern, scope=how.split()[1] if " " in how else "global")
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600, help="of training (default: 600)")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    args = parser.parse_args()
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    tokens = torch.frombuffer(bytearray(docstrings()), dtype=torch.uint8).long()
+    learned, held_out = tokens[: -len(tokens) // 10], tokens[-len(tokens) // 10 :]
+    config = GPT2Config(vocab_size=256, n_positions=CONTEXT, n_embd=128, n_layer=4, n_head=4, bos_token_id=0,
+                        eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    print(f"{len(tokens):,} bytes of documentation; {sum(p.numel() for p in model.parameters()):,} parameters")
+    train(model, learned, args.steps)
+    calibration = sample_tokens(learned, 128, CONTEXT, seed=-1 & 0xFFFF)
+    lines = [
+        f"Perplexity per byte on held-out text; dense: {perplexity(model, held_out):.3f}.", "",
+        "| sparsity | criterion | perplexity |", "|---|---|---:|",
+    ]  # fmt: skip
+    for pattern, criteria in (("1x1", ("magnitude", "magnitude local", "magnitude row", "wanda")),
+                              ("2:4", ("magnitude", "wanda"))):  # fmt: skip
+        for how in criteria:
+            found = perplexity(pruned(model, how, pattern, calibration), held_out)
+            lines.append(f"| {'50 %' if pattern == '1x1' else '2:4'} | {how} | {found:.3f} |")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "wanda.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), f"\n{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
