@@ -8,6 +8,7 @@ from torch import nn
 
 from pruneops import CRITERIA, get_criterion, prune
 from pruneops.criteria import criterion_from_metric
+from pruneops.pruner import Pruner
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +83,24 @@ def test_prune_by_name(layer):
     prune(layer, 0.5, criterion="mine")
     prune(twin, 0.5, criterion="snip")
     assert torch.equal(layer.weight, twin.weight)
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
+def test_pruner_by_name(pattern):
+    criterion_from_metric("mine", metric="snip", alpha=0.9)
+    ends = []
+    for name in ("mine", "snip_momentum"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 8), nn.Linear(8, 4))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        pruner = Pruner(model, optimizer, criterion=name, pattern=pattern, sparsity=0.5, end_step=5)
+        for _ in range(6):
+            model(torch.randn(2, 12)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert pruner.detach().sparsity == 0.5
+        ends.append(model[0].weight)
+    assert torch.equal(*ends)
 
 
 @pytest.mark.parametrize(
