@@ -144,7 +144,8 @@ class _Criterion(PruningCriterion):
 
     def _block(self, key: str) -> tuple[int, int] | None:
         block = self._blocks.get(key)
-        return None if block == (1, 1) and self.weight(key).dim() == 2 else block
+        by_entry = block == (1, 1) and self.weight(key).dim() == 2 and not type(self).block_scores
+        return None if by_entry else block
 
     def _score_shape(self, key: str) -> torch.Size:
         block, shape = self._blocks.get(key), self.weight(key).shape
