@@ -216,7 +216,7 @@ def test_any_number_of_levels(device, data, n, seed, levels):
 
 
 #: From here on the CPU selects in one pass, by a bracket from a sample.
-ONE_PASS = 2**17
+ONE_PASS = 2**15
 
 
 def plateau(n, share):
@@ -232,7 +232,7 @@ def in_parts(score, places):
 
 @pytest.mark.parametrize("name", VALUES)
 def test_one_pass_values(name):
-    for n in (ONE_PASS - 1, ONE_PASS, ONE_PASS + 33_333):
+    for n in (ONE_PASS - 1, ONE_PASS, 2**18 + 333):
         score = values(name, (n,))
         for keep in (1, n // 10, n // 2, n - 1):
             for ties in ("exact", "threshold"):

@@ -10,7 +10,7 @@ from tensors import assert_all_same, assert_same, bits, tensor
 from pruneops import ops
 
 #: Below and above the size from which the CPU passes over the data once.
-SIZES = (0, 1, 1000, 2**17 - 1, 2**17 + 4321)
+SIZES = (0, 1, 1000, 2**15 - 1, 2**17 + 4321)
 
 
 def check(device, n, name="normal", *, keep, dtypes=("float32",) * 3, ties="exact", **how):

@@ -11,7 +11,7 @@ namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
 // Where a pass over fewer entries is cheaper than sampling.
-constexpr int64_t kBracketFrom = 1 << 17;
+constexpr int64_t kBracketFrom = 1 << 15;
 
 int64_t sample_size(int64_t total) {
   const int64_t share = total / 64, most = 1 << 18;

@@ -30,14 +30,57 @@ bool mask_by_bracket(const SelectTensor* tensors, int64_t count, SelectTiles& ti
   return true;
 }
 
+// Below this, handing work to other threads takes longer than the work.
+constexpr int64_t kThreadsFrom = 1 << 18;
+constexpr Pool kAlone{1, nullptr};
+
+// Keys in an array: selects, and finds the place from which ties are pruned.
+template <class K>
+struct ArraySelection {
+  K threshold;
+  int64_t cut;
+
+  // Prunes the k lowest of n keys, 0 < k < n; `keys` has room for n more.
+  ArraySelection(K* keys, int64_t n, int64_t k, bool prune_ties) {
+    const auto selection = select_in_array(keys, n, k, keys + n);
+    int64_t kept = prune_ties ? 0 : selection.ties_kept();
+    threshold = selection.prefix;
+    cut = kept == selection.equal ? n : 0;
+    for (; cut < n && kept > 0; ++cut) kept -= keys[cut] == threshold;
+  }
+};
+
+template <class T>
+void keys_of(const SelectTensor& tensor, Metric metric, Key<T>* keys) {
+  for (int64_t done = 0; done < tensor.numel; done += kChunk) {
+    key_chunk<T>(tensor, metric, done, min64(kChunk, tensor.numel - done), keys + done);
+  }
+}
+
+// Few entries, whose keys fit a cache: no sample is worth its time.
+template <class T>
+void mask_few(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric, int64_t k,
+              bool prune_ties) {
+  Buffer<Key<T>> keys(2 * total);
+  int64_t at = 0;
+  for (int64_t i = 0; i < count; at += tensors[i++].numel) keys_of<T>(tensors[i], metric, keys.data() + at);
+  const ArraySelection<Key<T>> selection(keys.data(), total, k, prune_ties);
+  at = 0;
+  for (int64_t i = 0; i < count; at += tensors[i++].numel) {
+    write_mask(keys.data() + at, tensors[i].numel, selection.threshold, selection.cut - at, tensors[i].mask);
+  }
+}
+
 template <class T>
 void topk_mask_as(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric, int64_t k,
                   bool prune_ties, const Pool& pool) {
+  if (total < kBracketFrom) return mask_few<T>(tensors, count, total, metric, k, prune_ties);
   SelectTiles tiles(tensors, count);
   const MetricKeys<T> source{tensors, metric};
-  const bool done =
-      total >= kBracketFrom && mask_by_bracket<T>(tensors, count, tiles, total, source, k, prune_ties, pool);
-  if (!done) mask_by_radix<T>(tiles, metric, k, prune_ties, pool);
+  const Pool& threads = total < kThreadsFrom ? kAlone : pool;
+  if (!mask_by_bracket<T>(tensors, count, tiles, total, source, k, prune_ties, threads)) {
+    mask_by_radix<T>(tiles, metric, k, prune_ties, threads);
+  }
 }
 
 void fill_masks(const SelectTensor* tensors, int64_t count, bool keep, const Pool& pool) {
@@ -122,25 +165,19 @@ constexpr int64_t kRowInCache = 1 << 15;
 // Prunes the k lowest of a row, 0 < k < length; `keys` has room for the row twice.
 template <class T>
 void mask_cached_row(const SelectTensor& row, Metric metric, int64_t k, Key<T>* keys) {
-  const int64_t n = row.numel;
-  for (int64_t done = 0; done < n; done += kChunk) {
-    key_chunk<T>(row, metric, done, min64(kChunk, n - done), keys + done);
-  }
-  const auto selection = select_in_array(keys, n, k, keys + n);
-  int64_t kept = selection.ties_kept(), cut = kept == selection.equal ? n : 0;
-  for (; cut < n && kept > 0; ++cut) kept -= keys[cut] == selection.prefix;
-  write_mask(keys, n, selection.prefix, cut, row.mask);
+  keys_of<T>(row, metric, keys);
+  const ArraySelection<Key<T>> selection(keys, row.numel, k, false);
+  write_mask(keys, row.numel, selection.threshold, selection.cut, row.mask);
 }
 
 template <class T>
 void mask_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, int64_t first,
                int64_t last) {
-  const Pool alone{1, nullptr};
   Buffer<Key<T>> keys(2 * min64(row, kRowInCache));
   for (int64_t r = first; r < last; ++r) {
     const SelectTensor part = row_of(tensor, r, row);
     row <= kRowInCache ? mask_cached_row<T>(part, metric, k, keys.data())
-                       : topk_mask_as<T>(&part, 1, row, metric, k, false, alone);
+                       : topk_mask_as<T>(&part, 1, row, metric, k, false, kAlone);
   }
 }
 
