@@ -121,7 +121,9 @@ def run_tests(tree):
     if failed is None or "cmake --build" in done.stdout:
         raise RuntimeError(f"the tests did not run:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     reason = re.search(r"^E +(.*)", done.stdout, re.MULTILINE)
-    return f"{failed[1].rpartition('::')[2]}: {reason[1][:200] if reason else ''}"
+    # Of a refusal, from the source line on; the kernel's full name fills the table.
+    what = re.sub(r".*, (?=\w+\.cuh?:\d+: )|^_emulation\.Refusal: kernel ", "", reason[1]) if reason else ""
+    return f"{failed[1].rpartition('::')[2]}: {what[:160]}"
 
 
 def plant(tree, fault):

@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 #: What a metric of a block update is to the kernels: the value of an entry and how a block's values become one.
-BLOCK_METRICS = {"mask_gradient": "product", "mask_fisher": "product"}
-READS_WEIGHT = ("stored", "magnitude", "snip", "taylor", "wanda", "mask_gradient", "mask_fisher")
-READS_GRAD = ("gradient", "snip", "taylor", "fisher", "mask_gradient", "mask_fisher")
+BLOCK_METRICS = {"mask_sum": "product", "mask_gradient": "product", "mask_fisher": "product"}
+READS_WEIGHT = ("stored", "magnitude", "snip", "taylor", "wanda", *BLOCK_METRICS)
+READS_GRAD = ("gradient", "snip", "taylor", "fisher", *BLOCK_METRICS)
 STORED_AS = {"bfloat16": np.uint16, "bool": np.uint8}
 
 
@@ -87,13 +87,21 @@ class Backend:
         )  # fmt: skip
         return rule, scalars
 
-    def update_scores(self, scores, weights, grads, *, metric, **how):
-        rule, _alive = self._rule(metric, **how)
-        tensors = [
+    def _updates(self, scores, weights, grads):
+        return [
             self.module.UpdateTensor(*map(address, entry), entry[0].size, *map(self._dtype, entry))
             for entry in zip(scores, weights, grads, strict=True)
         ]
-        self.kernels.update_scores(tensors, rule)
+
+    def update_scores(self, scores, weights, grads, *, metric, **how):
+        rule, _alive = self._rule(metric, **how)
+        self.kernels.update_scores(self._updates(scores, weights, grads), rule)
+
+    def update_topk_mask(self, scores, weights, grads, outs, keep, ties="exact", *, metric, **how):
+        rule, _alive = self._rule(metric, **how)
+        k = sum(score.size for score in scores) - keep
+        updates, tensors = self._updates(scores, weights, grads), self._select_all(scores, outs)
+        self.kernels.update_topk_mask(updates, tensors, rule, k, ties == "threshold")
 
     def update_block_scores(self, scores, weights, grads, *, block, metric, **how):
         """``weights`` and ``grads`` hold :class:`Laid` arrays."""

@@ -81,6 +81,32 @@ def test_topk_of_any_lists(backend, data, sizes, levels):
     )
 
 
+def check_update_topk(backend, entries, keep, *, ties="exact", **how):
+    """``entries`` are (score, weight, grad, dtype)."""
+    device = [[backend.array(a, dtype) for a in arrays] for *arrays, dtype in entries]
+    masks = [backend.undefined(score.shape, "bool") for score, *_ in entries]
+    backend.update_topk_mask(*zip(*device, strict=True), masks, keep, ties, metric="snip", **how)
+    expected = [oracle.update_scores(*arrays, metric="snip", dtype=dtype, **how) for *arrays, dtype in entries]
+    for (score, *_), value in zip(device, expected, strict=True):
+        assert_same(score.read(), value)
+    for mask, kept in zip(masks, oracle.topk_mask(expected, keep, ties), strict=True):
+        assert_same(mask.read(), kept)
+
+
+@pytest.mark.parametrize("ties", ["exact", "threshold"])
+@pytest.mark.parametrize("name", ["normal", "few_distinct", "everything", "all_zero"])
+def test_update_and_topk(backend, name, ties):
+    shapes = [(0,), (5, 7), (9000,), (1,), (1025,), (700,)]
+    kinds = ["float32", "float32", "bfloat16", "float64", "float16", "float32"]
+    entries = [
+        (*(values(name, shape, d, 3 * i + j) for j in range(3)), d)
+        for i, (shape, d) in enumerate(zip(shapes, kinds, strict=True))
+    ]
+    for how in ({"alpha": 0.9}, {"alpha": 0.0, "grad_scale": 3.0}, {"alpha": 0.5, "found_inf": 1.0}):
+        for keep in (0, 1, 5000, 10_761):
+            check_update_topk(backend, entries, keep, ties=ties, **how)
+
+
 # --- k-th value -------------------------------------------------------------------------------------
 
 

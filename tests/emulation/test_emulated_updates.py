@@ -95,7 +95,7 @@ def test_any_lists(backend, data, sizes, metric):
 
 # --- blocks -----------------------------------------------------------------------------------------
 
-BLOCK_METRICS = (*METRICS, "mask_gradient", "mask_fisher")
+BLOCK_METRICS = (*METRICS, "mask_sum", "mask_gradient", "mask_fisher")
 
 
 def expected_blocks(weight, grad, metric, block, reduce):

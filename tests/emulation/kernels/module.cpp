@@ -127,6 +127,14 @@ struct Cuda {
     const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
     check(cuda::topk_mask(tensors.data(), count, metric, k, prune_ties, work.get(), cudaStream_t{}));
   }
+  static void update_topk_mask(const std::vector<UpdateTensor>& updates,
+                               const std::vector<SelectTensor>& tensors, const UpdateRule& rule, int64_t k,
+                               bool prune_ties) {
+    const auto count = static_cast<int64_t>(tensors.size());
+    const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
+    check(cuda::update_topk_mask(updates.data(), tensors.data(), count, rule, k, prune_ties, work.get(),
+                                 cudaStream_t{}));
+  }
   static void gather_slabs(const SlabTensor& slabs, Address importance, Dtype dtype, bool original_order) {
     const Scratch work = scratch(cuda::gather_scratch_bytes(slabs.instances));
     check(cuda::gather_slabs(slabs, at<void>(importance), dtype, original_order, work.get(), cudaStream_t{}));
@@ -142,6 +150,7 @@ void bind_cuda(py::module_ m) {
   });
   m.def("kth_value", Cuda::kth_value);
   m.def("topk_mask", Cuda::topk_mask);
+  m.def("update_topk_mask", Cuda::update_topk_mask);
   m.def("row_topk_mask", Cuda::call<cuda::row_topk_mask, SelectTensor, Metric, int64_t, int64_t>);
   m.def("nm_mask", Cuda::call<cuda::nm_mask, SelectTensor, Metric, int64_t, int64_t>);
   m.def("apply_masks", [](const std::vector<MaskTensor>& tensors) {
@@ -176,6 +185,11 @@ void bind_cpu(py::module_ m) {
         });
   m.def("topk_mask", [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, bool prune_ties) {
     kernels().topk_mask(tensors.data(), tensors.size(), metric, k, prune_ties, pool());
+  });
+  m.def("update_topk_mask", [](const std::vector<UpdateTensor>& updates,
+                               const std::vector<SelectTensor>& tensors, const UpdateRule& rule, int64_t k,
+                               bool prune_ties) {
+    kernels().update_topk_mask(updates.data(), tensors.data(), tensors.size(), rule, k, prune_ties, pool());
   });
   m.def("row_topk_mask", [](const SelectTensor& tensor, Metric metric, int64_t row, int64_t k) {
     kernels().row_topk_mask(tensor, metric, row, k, pool());
@@ -224,6 +238,7 @@ void bind_structures(py::module_ m) {
       .value("mean", Reduce::mean)
       .value("sum", Reduce::sum)
       .value("max", Reduce::max)
+      .value("mask_sum", Reduce::sum)
       .value("mask_gradient", Reduce::abs_sum)
       .value("mask_fisher", Reduce::square_sum);
   py::class_<Strides>(m, "Strides").def(py::init([](int64_t row, int64_t inner, int64_t outer) {
