@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .planning import Plan
 from .report import LayerMasks, LayerReport, PruneReport
-from .score_files import SavedScores
+from .score_files import CriterionScores, SavedScores
 from .selection import apply_masks, block_scores, select_masks
 from .staging import staged
 
@@ -55,7 +55,7 @@ class Pruning:
         plan: Plan,
         limits: Limits,
         on_tensor: Callable[[str], None] = lambda name: None,
-        scores: SavedScores | None = None,
+        scores: SavedScores | CriterionScores | None = None,
     ) -> None:
         self.plan = plan
         self.limits = limits
@@ -116,7 +116,7 @@ class Pruning:
     def _begin(self) -> None:
         if self._scores:
             # Missing scores show before the first tensor is written.
-            self._scores.ranking(self.plan.checkpoint, self.plan.names)
+            self._scores.check(self.plan.checkpoint, self.plan.names)
         # Without a joint selection this checks the limits, before the first tensor is written.
         self._masks = self._select(self.plan.names if self.plan.selects_jointly else [])
 

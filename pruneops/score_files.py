@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .checkpoint import Checkpoint, Shard
+from .criteria import criterion_class
 from .staging import staged
 
 _KIND = "pruneops-scores"
@@ -37,6 +38,40 @@ def save_scores(path: str | Path, criterion: str, scores: Mapping[str, Tensor], 
         save_file(ready, file, {"format": _KIND, "criterion": criterion})
 
 
+class CriterionScores:
+    """Scores of a registered criterion that needs no data, made when they are asked for.
+
+    Args:
+        criterion: its name.
+
+    Raises:
+        ValueError: the criterion is unknown, or reads gradients, which a checkpoint has not.
+
+    Example:
+        >>> CriterionScores("snip")
+        Traceback (most recent call last):
+        ...
+        ValueError: criterion 'snip' reads gradients, which a checkpoint has not
+    """
+
+    def __init__(self, criterion: str) -> None:
+        self.criterion = criterion
+        self._class = criterion_class(criterion)
+        if self._class.needs_gradient:
+            raise ValueError(f"criterion {criterion!r} reads gradients, which a checkpoint has not")
+
+    def check(self, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+        """Nothing can be missing."""
+
+    def ranking(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Any]:
+        """As in :meth:`SavedScores.ranking`."""
+        weights = {name: checkpoint.oriented(name, checkpoint.tensor(name)) for name in names}
+        criterion = self._class(weights, {})
+        criterion.on_step_begin()
+        criterion.on_before_optimizer_step()
+        return {"scores": criterion.scores}
+
+
 class SavedScores:
     """A file of :func:`save_scores`, memory-mapped.
 
@@ -56,6 +91,10 @@ class SavedScores:
         if self._file.metadata.get("format") != _KIND:
             raise ValueError(f"{path}: holds no scores; 'pruneops score' makes them")
         self.criterion = self._file.metadata["criterion"]
+
+    def check(self, checkpoint: Checkpoint, names: Sequence[str]) -> None:
+        """Raise what :meth:`ranking` would, before the first tensor is written."""
+        self.ranking(checkpoint, names)
 
     def ranking(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Any]:
         """The arguments of :func:`pruneops.select_masks` that rank these tensors of a checkpoint.

@@ -324,3 +324,23 @@ def test_help_and_version(capsys):
             main(args)
         assert stopped.value.code == 0
         assert "pruneops" in capsys.readouterr().out
+
+
+def test_a_criterion_of_the_users_own(single, tmp_path, monkeypatch):
+    (tmp_path / "my_criteria.py").write_text(
+        "import torch\n"
+        "from pruneops import PruningCriterion, register_criterion\n"
+        "@register_criterion('smallest')\n"
+        "class Smallest(PruningCriterion):\n"
+        "    def on_step_begin(self):\n"
+        "        self.scores = {name: -weight.abs() for name, weight in self.modules.items()}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    target = tmp_path / "pruned.safetensors"
+    how = ("--sparsity", "0.5", "--criterion", "smallest", "--import", "my_criteria", "--scope", "local")
+    assert run("prune", single, *how, "--output", target) == 0
+    dense, pruned = model(), load(target)
+    for name in LAYERS:
+        kept = pruned[name] != 0
+        assert int(kept.sum()) == kept.numel() // 2
+        assert dense[name].abs()[kept].max() <= dense[name].abs()[~kept].min()

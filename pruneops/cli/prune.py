@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import time
 from collections import Counter
@@ -17,7 +18,7 @@ from ..offline import Limits, Pruning
 from ..patterns import parse_pattern
 from ..planning import Plan, make_plan
 from ..report import LayerReport, PruneReport
-from ..score_files import SavedScores
+from ..score_files import CriterionScores, SavedScores
 from ..selection import SCOPES
 from . import console
 
@@ -55,7 +56,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     how.add_argument("--pattern", default="1x1", help="1x1, NxM, channelx1, 1xchannel or N:M (default: 1x1)")
     how.add_argument("--scope", choices=SCOPES,
                      help="all weights together (default), each, each row (default with scores of wanda)")  # fmt: skip
-    how.add_argument("--criterion", choices=["magnitude"], default="magnitude", help="what is ranked (needs no data)")
+    how.add_argument("--criterion", default="magnitude", help="what is ranked: a registered criterion without data")
+    how.add_argument("--import", metavar="MODULE", dest="module", help="import this first; it registers a criterion")
     how.add_argument("--scores", metavar="FILE", type=Path, help="rank by these instead; made by 'pruneops score'")
     how.add_argument("--min-sparsity", metavar="P", type=share, help="lowest sparsity of each tensor, global scope")
     how.add_argument("--max-sparsity", metavar="P", type=_bound, help="highest sparsity of each tensor, global scope")
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     limits = Limits(args.sparsity, args.min_sparsity, args.max_sparsity)
     start = time.perf_counter()
     checkpoint = Checkpoint(args.checkpoint)
-    scores = None if args.scores is None else SavedScores(args.scores)
+    scores = _ranked_by(args)
     scope = args.scope or ("row" if scores and scores.criterion == "wanda" else "global")
     plan = make_plan(
         checkpoint, parse_pattern(args.pattern), scope=scope, include=args.include, exclude=args.exclude,
@@ -117,6 +119,18 @@ def run(args: argparse.Namespace) -> None:
         _show(report, document)
 
 
+def _ranked_by(args: argparse.Namespace) -> SavedScores | CriterionScores | None:
+    """What ranks the weights; None for magnitude, which is computed on the fly."""
+    if args.module is not None:
+        try:
+            importlib.import_module(args.module)
+        except ImportError as error:
+            raise ValueError(f"--import {args.module}: {error}") from error
+    if args.scores is not None:
+        return SavedScores(args.scores)
+    return None if args.criterion == "magnitude" else CriterionScores(args.criterion)
+
+
 def _target(checkpoint: Checkpoint, output: Path, overwrite: bool) -> Path:
     """The file or directory to make; an error where that would touch more than an earlier output."""
     is_file_name = output.suffix == ".safetensors"
@@ -135,7 +149,9 @@ def _target(checkpoint: Checkpoint, output: Path, overwrite: bool) -> Path:
     return output
 
 
-def _run(plan: Plan, limits: Limits, scores: SavedScores | None, output: Path | None, overwrite: bool) -> Pruning:
+def _run(
+    plan: Plan, limits: Limits, scores: SavedScores | CriterionScores | None, output: Path | None, overwrite: bool
+) -> Pruning:
     with console.progress() as bars:
         task = bars.add_task("Selecting", total=sum(info.end - info.start for info in plan.checkpoint.tensors.values()))
 
