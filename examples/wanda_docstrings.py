@@ -79,7 +79,7 @@ def pruned(dense: nn.Module, how: str, pattern: str, calibration: Tensor) -> nn.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600, help="of training (default: 600)")
+    parser.add_argument("--steps", type=int, default=1000, help="of training (default: 1000)")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
     start = time.perf_counter()
