@@ -90,11 +90,24 @@ def _finite_or_zero(value: Tensor, skip_nonfinite: bool) -> Tensor:
     return torch.where(value.isfinite(), value, torch.zeros_like(value)) if skip_nonfinite else value
 
 
+def _rounded_once(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in ``dtype``; torch rounds a float64 to a half type twice, through float32.
+
+    So float32 is rounded to odd: cut off, with the last bit set where something was lost.
+    """
+    if x.dtype != torch.float64 or dtype in (torch.float32, torch.float64):
+        return x.to(dtype)
+    nearest = x.float()
+    back = nearest.double()
+    odd = (nearest.view(torch.int32) - (back.abs() > x.abs()).int()) | 1
+    return torch.where((back == x) | x.isnan(), nearest, odd.view(torch.float32)).to(dtype)
+
+
 def _write_score(score: Tensor, value: Tensor, alpha: float, beta: float, found_inf: Tensor | None) -> None:
     new = beta * value
     if alpha != 0:
         new = alpha * score.to(value.dtype) + new
-    new = new.to(score.dtype)
+    new = _rounded_once(new, score.dtype)
     if found_inf is not None:
         new = torch.where(found_inf.reshape(()) != 0, score, new)
     score.copy_(new)

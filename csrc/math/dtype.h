@@ -45,6 +45,20 @@ PRUNEOPS_HD uint16_t float_to_f16(float value) {
   return static_cast<uint16_t>(((word >> 16) & 0x8000u) | chosen);
 }
 
+// A float on the way to a half type. A double is rounded to odd: cut off, with the last bit set where
+// something was lost. The half type's rounding then sees on which side of a tie it lies, so that it is
+// rounded once.
+PRUNEOPS_HD float before_half(float value) {
+  return value;
+}
+PRUNEOPS_HD float before_half(double value) {
+  const float nearest = static_cast<float>(value);
+  const double back = static_cast<double>(nearest);
+  if (back == value || value != value) return nearest;
+  const bool away = (back < 0 ? -back : back) > (value < 0 ? -value : value);
+  return bit_cast<float>((bit_cast<uint32_t>(nearest) - (away ? 1u : 0u)) | 1u);
+}
+
 // Storage of a dtype and its conversions; T is float, or double where one of the inputs is float64.
 template <Dtype D>
 struct Element;
@@ -84,7 +98,7 @@ struct Element<Dtype::bf16> {
   }
   template <class T>
   static PRUNEOPS_HD uint16_t store(T x) {
-    return float_to_bf16(static_cast<float>(x));
+    return float_to_bf16(before_half(x));
   }
 };
 
@@ -97,7 +111,7 @@ struct Element<Dtype::f16> {
   }
   template <class T>
   static PRUNEOPS_HD uint16_t store(T x) {
-    return float_to_f16(static_cast<float>(x));
+    return float_to_f16(before_half(x));
   }
 };
 

@@ -101,7 +101,7 @@ BLOCK_UPDATE = [
     ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "reduce": "min"}, ValueError,
      "reduce must be one of mean, sum, max, got 'min'"),
     ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "metric": "wanda"}, ValueError,
-     f"metric must be one of {METRICS}, mask_gradient, mask_fisher, got 'wanda'"),
+     f"metric must be one of {METRICS}, mask_gradient, mask_fisher, mask_sum, got 'wanda'"),
     ((f(2, 2), f(4, 4), None), {**BLOCK, "metric": "mask_fisher"}, ValueError,
      "metric 'mask_fisher' needs grads, got None"),
     ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": 2}, TypeError, "block must be two integers (N, M), got 2"),

@@ -256,3 +256,14 @@ def test_any_values_and_shapes(device, data, dtypes, metric):
     check_update(
         device, *arrays, dtypes=dtypes, layout=layout, metric=metric, skip_nonfinite=data.draw(st.booleans()), **how
     )
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_a_half_score_of_doubles_is_rounded_once(device, half):
+    """Just above a tie, and so near that float32 would land on it."""
+    step = 2.0 ** (-11 if half == "float16" else -8)
+    weight = np.array([1 + step + 2.0**-40, 1 + step, 1 + step - 2.0**-40, 2.0**-25 * (1 + 2.0**-40), 3e38])
+    score = tensor(np.zeros(5, np.float32), half, device)
+    ops.update_scores_(score, tensor(weight, device=device), None, metric="magnitude")
+    expected = [1 + 2 * step, 1, 1, 2.0**-24, np.inf] if half == "float16" else [1 + 2 * step, 1, 1, 2.0**-25, 3e38]
+    assert_same(score, oracle.round_to(np.float32(expected), half))
