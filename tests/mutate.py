@@ -78,7 +78,7 @@ FAULTS = [
     Fault("order: -0 below +0", "math/order.h", "bit_cast<K>(score + T(0))", "bit_cast<K>(score)"),
     Fault("order: NaN by its bits", "math/order.h", "return score != score ? K(0) : key;", "return key;"),
     Fault("N:M and gather: later ties first", "math/group.h", "j < i", "j > i"),
-    Fault("radix: last digit too wide", "math/radix.h", "static_cast<K>(bins(round) - 1)", "static_cast<K>(kBins - 1)"),
+    Fault("radix: prefix of another round", "math/radix.h", "(key >> shift(round - 1)) ==", "(key >> shift(round)) =="),
     Fault("selection: one tie too many", "math/radix.h", "return less + equal - k;", "return less + equal - k + 1;"),
     Fault(
         "decision: k-th key of the next digit", "cuda/select.cuh", "wanted <= below + count", "wanted < below + count"

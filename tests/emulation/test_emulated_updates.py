@@ -159,13 +159,14 @@ def test_block_dtypes(backend, dtypes):
     check_blocks(backend, (32, 64), (4, 16), dtypes=dtypes, alpha=0.9)
 
 
-def test_a_nan_wins_the_maximum(backend):
-    weight = np.where(np.arange(64).reshape(8, 8) == 27, np.nan, 1.0).astype(np.float32)
-    place = backend.undefined((2, 2))
-    backend.update_block_scores(
-        [place], [Laid(backend, weight)], [None], block=(4, 4), metric="magnitude", reduce="max"
-    )
-    assert_same(place.read(), np.float32([[np.nan, 1], [1, 1]]))
+def test_a_nan_wins_the_maximum_wherever_it_is(backend):
+    weight = np.ones((4, 17, 4), np.float32)  # 17 blocks: one for each place of the NaN, and one without
+    for place in range(16):
+        weight[place // 4, place, place % 4] = np.nan
+    score = backend.undefined((1, 17))
+    laid = Laid(backend, weight.reshape(4, 68))
+    backend.update_block_scores([score], [laid], [None], block=(4, 4), metric="magnitude", reduce="max")
+    assert_same(score.read(), np.float32([[*[np.nan] * 16, 1]]))
 
 
 def test_block_sums_have_the_same_bits_whatever_the_order(backend):
