@@ -73,4 +73,8 @@ def extension() -> cpp_extension.CppExtension:
 
 
 print(f"pruneops: building against torch {torch.__version__}")
-setup(ext_modules=[extension()], cmdclass={"build_ext": cpp_extension.BuildExtension})
+setup(
+    ext_modules=[extension()],
+    cmdclass={"build_ext": cpp_extension.BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
