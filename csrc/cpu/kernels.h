@@ -15,15 +15,13 @@ struct Kernels {
 
   // update_scores and then topk_mask of the scores, in one pass; tensors[i] is the score of updates[i].
   void (*update_topk_mask)(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
-                           const UpdateRule& rule, int64_t k, bool prune_ties, const Pool& pool);
+                           const UpdateRule& update, const SelectRule& select, const Pool& pool);
 
   // k from 1; the score is written to `value` as a `dtype`.
   void (*kth_value)(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
                     Dtype dtype, const Pool& pool);
-  // Prunes the k lowest, or all up to the k-th smallest score where `prune_ties`.
-  void (*topk_mask)(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, bool prune_ties,
-                    const Pool& pool);
-  // The same for each row of `row` entries of one tensor.
+  void (*topk_mask)(const SelectTensor* tensors, int64_t count, const SelectRule& rule, const Pool& pool);
+  // Prunes the k lowest of each row of `row` entries of one tensor.
   void (*row_topk_mask)(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, const Pool& pool);
   // Keeps n of each m consecutive entries; m at most kMaxGroup.
   void (*nm_mask)(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, const Pool& pool);

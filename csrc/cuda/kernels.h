@@ -23,12 +23,12 @@ cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const
 int64_t select_scratch_bytes(const SelectTensor* tensors, int64_t count);
 cudaError_t kth_value(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
                       Dtype dtype, void* scratch, cudaStream_t stream);
-cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, bool prune_ties,
-                      void* scratch, cudaStream_t stream);
+cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, const SelectRule& rule, void* scratch,
+                      cudaStream_t stream);
 // update_scores and then topk_mask of the scores; the first counts are taken as the scores are written.
 // tensors[i] is the score of updates[i].
 cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
-                             const UpdateRule& rule, int64_t k, bool prune_ties, void* scratch,
+                             const UpdateRule& update, const SelectRule& select, void* scratch,
                              cudaStream_t stream);
 cudaError_t row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k,
                           cudaStream_t stream);

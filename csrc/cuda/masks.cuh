@@ -122,12 +122,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t byte = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; byte * kVector < numel;
        byte += step) {
-    const auto keep =
-        load_words(mask + byte * kVector, static_cast<int>(min64(kVector, numel - byte * kVector)));
-    unsigned value = 0;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) value |= static_cast<unsigned>(keep.words[i]) << i;
-    packed[byte] = static_cast<uint8_t>(value);
+    const int n = static_cast<int>(min64(kVector, numel - byte * kVector));
+    packed[byte] = pack_byte(load_words(mask + byte * kVector, n), n);
   }
 }
 

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       keep.words[i] = rank < n;
     }
-    store_words(t.mask + at, entries, keep);
+    store_mask(t, at, entries, keep);
   }
 }
 

@@ -63,18 +63,24 @@ cudaError_t select_kth(const SelectTensor* tensors, int64_t count, Metric metric
   return decide_rounds<T>(tensors, count, metric, false, state, stream);
 }
 
+cudaError_t fill_masks(const SelectTensor* tensors, int64_t count, bool keep, cudaStream_t stream) {
+  return for_each_select_table(tensors, count, [&](const auto& table) {
+    return launch(fill_masks_kernel, table.tiles(), stream, table, keep);
+  });
+}
+
 template <class T>
-cudaError_t write_masks(const SelectTensor* tensors, int64_t count, Metric metric, bool prune_ties,
-                        int64_t tiles, SelectState<T>* state, cudaStream_t stream) {
+cudaError_t write_masks(const SelectTensor* tensors, int64_t count, const SelectRule& rule, int64_t tiles,
+                        SelectState<T>* state, cudaStream_t stream) {
   auto* ties = reinterpret_cast<unsigned*>(reinterpret_cast<char*>(state) + kStateBytes);
-  if (!prune_ties) {
+  if (!rule.prune_ties) {
     PRUNEOPS_RETURN_IF_ERROR(for_each_select_table(tensors, count, [&](const auto& table) {
-      return launch(count_ties_kernel<T>, table.tiles(), stream, table, metric, state, ties);
+      return launch(count_ties_kernel<T>, table.tiles(), stream, table, rule.metric, state, ties);
     }));
   }
-  PRUNEOPS_RETURN_IF_ERROR(launch(find_cut_kernel<T>, 1, stream, state, ties, tiles, prune_ties));
+  PRUNEOPS_RETURN_IF_ERROR(launch(find_cut_kernel<T>, 1, stream, state, ties, tiles, rule.prune_ties));
   return for_each_select_table(tensors, count, [&](const auto& table) {
-    return launch(write_mask_kernel<T>, table.tiles(), stream, table, metric, state);
+    return launch(write_mask_kernel<T>, table.tiles(), stream, table, rule.metric, state);
   });
 }
 
@@ -117,50 +123,45 @@ cudaError_t kth_value(const SelectTensor* tensors, int64_t count, Metric metric,
   });
 }
 
-cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, bool prune_ties,
-                      void* scratch, cudaStream_t stream) {
+cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, const SelectRule& rule, void* scratch,
+                      cudaStream_t stream) {
   const Totals totals = totals_of(tensors, count);
-  if (k == 0 || k == totals.entries) {
-    return for_each_select_table(tensors, count, [&](const auto& table) {
-      return launch(fill_masks_kernel, table.tiles(), stream, table, k == 0);
-    });
-  }
+  if (rule.k == 0 || rule.k == totals.entries) return fill_masks(tensors, count, rule.k == 0, stream);
   return in_rank_type(totals.wide, [&](auto rank) {
     using T = decltype(rank);
     auto* state = static_cast<SelectState<T>*>(scratch);
-    PRUNEOPS_RETURN_IF_ERROR(select_kth<T>(tensors, count, metric, k, state, stream));
-    return write_masks<T>(tensors, count, metric, prune_ties, totals.tiles, state, stream);
+    PRUNEOPS_RETURN_IF_ERROR(select_kth<T>(tensors, count, rule.metric, rule.k, state, stream));
+    return write_masks<T>(tensors, count, rule, totals.tiles, state, stream);
   });
 }
 
 cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
-                             const UpdateRule& rule, int64_t k, bool prune_ties, void* scratch,
+                             const UpdateRule& update, const SelectRule& select, void* scratch,
                              cudaStream_t stream) {
   const Totals totals = totals_of(tensors, count);
-  if (k == 0 || k == totals.entries) {
-    PRUNEOPS_RETURN_IF_ERROR(update_scores(updates, count, rule, stream));
-    return topk_mask(tensors, count, Metric::stored, k, prune_ties, scratch, stream);
+  if (select.k == 0 || select.k == totals.entries) {
+    PRUNEOPS_RETURN_IF_ERROR(update_scores(updates, count, update, stream));
+    return fill_masks(tensors, count, select.k == 0, stream);
   }
   return in_rank_type(totals.wide, [&](auto rank) {
     using T = decltype(rank);
     auto* state = static_cast<SelectState<T>*>(scratch);
-    PRUNEOPS_RETURN_IF_ERROR(launch(start_selection_kernel<T>, 1, stream, state, k));
+    PRUNEOPS_RETURN_IF_ERROR(launch(start_selection_kernel<T>, 1, stream, state, select.k));
     PRUNEOPS_RETURN_IF_ERROR(for_each_width([&](auto width, const auto& chosen) {
       return for_each_table(updates, count, flat_tiles<UpdateTensor>, chosen, [&](const auto& table) {
         return launch(update_count_kernel<decltype(width), T>, min64(table.tiles(), kCountingBlocks), stream,
-                      table, rule, state);
+                      table, update, state);
       });
     }));
-    PRUNEOPS_RETURN_IF_ERROR(decide_rounds<T>(tensors, count, Metric::stored, true, state, stream));
-    return write_masks<T>(tensors, count, Metric::stored, prune_ties, totals.tiles, state, stream);
+    PRUNEOPS_RETURN_IF_ERROR(decide_rounds<T>(tensors, count, select.metric, true, state, stream));
+    return write_masks<T>(tensors, count, select, totals.tiles, state, stream);
   });
 }
 
 cudaError_t row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k,
                           cudaStream_t stream) {
   if (tensor.numel == 0) return cudaSuccess;
-  if (k == 0 || k == row)
-    return topk_mask(&tensor, 1, metric, k == 0 ? 0 : tensor.numel, false, nullptr, stream);
+  if (k == 0 || k == row) return fill_masks(&tensor, 1, k == 0, stream);
   return in_rank_type(tensor.wide(), [&](auto rank) {
     return launch(row_topk_mask_kernel<decltype(rank)>, tensor.numel / row, stream, tensor, metric, row, k);
   });

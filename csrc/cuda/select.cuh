@@ -209,7 +209,7 @@ __device__ __forceinline__ void write_cut(const SelectTensor& t, Metric metric, 
 #pragma unroll
     for (int i = 0; i < kVector; ++i)
       keep.words[i] = keys[i] > threshold || (keys[i] == threshold && left-- > 0);
-    if (n > 0) store_words(t.mask + at, n, keep);
+    if (n > 0) store_mask(t, at, n, keep);
     ties -= scan.total;
   }
 }
@@ -223,7 +223,7 @@ __device__ __forceinline__ void write_whole(const SelectTensor& t, Metric metric
     Vector<bool> keep;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) keep.words[i] = keep_ties ? keys[i] >= threshold : keys[i] > threshold;
-    store_words(t.mask + at, n, keep);
+    store_mask(t, at, n, keep);
   });
 }
 
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kVector; ++i) all.words[i] = keep;
   for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
-    for_each_vector(begin, end, [&](int64_t at, int n) { store_words(t.mask + at, n, all); });
+    for_each_vector(begin, end, [&](int64_t at, int n) { store_mask(t, at, n, all); });
   });
 }
 

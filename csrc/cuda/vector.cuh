@@ -79,6 +79,14 @@ __device__ __forceinline__ void store_words(Word* target, int n, const Vector<Wo
   }
 }
 
+// The first n of kVector bits, lowest first.
+__device__ __forceinline__ uint8_t pack_byte(const Vector<bool>& keep, int n) {
+  unsigned byte = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) byte |= static_cast<unsigned>(i < n && keep.words[i]) << i;
+  return static_cast<uint8_t>(byte);
+}
+
 // Entries [at, at + n) of `data` as T.
 template <class T>
 __device__ __forceinline__ void load_entries(const void* data, Dtype dtype, int64_t at, int n,
@@ -113,6 +121,16 @@ __device__ __forceinline__ void values_of(Metric metric, const T (&w)[kVector], 
       v[i] = element_value<T>(decltype(constant)::value, w[i], g[i], norm[i]);
     }
   });
+}
+
+// Writes the mask of the entries [at, at + n) of a selection; at is a multiple of kVector where it is packed.
+__device__ __forceinline__ void store_mask(const SelectTensor& t, int64_t at, int n,
+                                           const Vector<bool>& keep) {
+  if (t.packed) {
+    t.mask[at / kVector] = pack_byte(keep, n);
+  } else {
+    store_words(reinterpret_cast<bool*>(t.mask) + at, n, keep);
+  }
 }
 
 // Blends new values into the scores [at, at + n).

@@ -48,11 +48,12 @@ struct SelectTensor {
   const void* weight;  // the stored score, for Metric::stored
   const void* grad;
   const float* norm;  // one per column
-  bool* mask;
+  uint8_t* mask;      // one byte, or one bit, per entry
   int64_t numel;
   int64_t cols;  // length of the last dimension
   Dtype weight_dtype;
   Dtype grad_dtype;
+  bool packed;
 
   PRUNEOPS_HD int64_t size() const { return numel; }
   PRUNEOPS_HD bool wide() const { return weight_dtype == Dtype::f64 || grad_dtype == Dtype::f64; }
@@ -60,8 +61,16 @@ struct SelectTensor {
 
 // The scores of an update as scores to select among, without a mask.
 PRUNEOPS_HD SelectTensor stored_scores(const UpdateTensor& t) {
-  return {t.score, nullptr, nullptr, nullptr, t.numel, t.numel, t.score_dtype, Dtype::f32};
+  return {t.score, nullptr, nullptr, nullptr, t.numel, t.numel, t.score_dtype, Dtype::f32, false};
 }
+
+// How a selection over a list of tensors ranks, and what it prunes.
+struct SelectRule {
+  Metric metric;
+  int64_t k;        // the k lowest are pruned,
+  bool prune_ties;  // or all up to the k-th smallest score
+  bool strict;      // extra memory does not grow with the tensors
+};
 
 struct MaskTensor {
   void* data;

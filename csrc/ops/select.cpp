@@ -67,7 +67,7 @@ class Inputs {
     check_type(op, mask, ScalarType::Bool);
     check_same_device(op, score, {mask});
     const auto& [given, work] = masks_.emplace_back(mask, torch::stable::contiguous(mask));
-    entry.mask = static_cast<bool*>(work.data_ptr());
+    entry.mask = static_cast<uint8_t*>(work.data_ptr());
   }
 
   std::vector<SelectTensor> entries_;
@@ -125,18 +125,16 @@ void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, std:
   Inputs inputs(op, scores, how, grads, input_norms, out);
   STD_TORCH_CHECK(keep >= 0 && keep <= inputs.total(), op, ": keep must be between 0 and ", inputs.total(),
                   ", got ", keep);
-  const int64_t k = inputs.total() - keep;
-  const bool prune_ties = ties == "threshold";
+  const SelectRule rule{how, inputs.total() - keep, ties == "threshold", false};
   run_on(
       op, scores[0],
       [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
-        kernels.topk_mask(inputs.entries(), inputs.count(), how, k, prune_ties, pool);
+        kernels.topk_mask(inputs.entries(), inputs.count(), rule, pool);
       },
       [&](auto stream) {
         const Tensor scratch =
             scratch_like(out[0], cuda::select_scratch_bytes(inputs.entries(), inputs.count()));
-        return cuda::topk_mask(inputs.entries(), inputs.count(), how, k, prune_ties, scratch.data_ptr(),
-                               stream);
+        return cuda::topk_mask(inputs.entries(), inputs.count(), rule, scratch.data_ptr(), stream);
       });
   inputs.commit();
 }

@@ -110,22 +110,20 @@ void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::stri
     check_same_sizes(op, scores[i], out[i]);
     check_same_device(op, scores[0], {out[i]});
     SelectTensor& entry = entries.emplace_back(stored_scores(updates.entries()[i]));
-    entry.mask = static_cast<bool*>(masks.emplace_back(Tensors{out[i]}, Order::row_major)[0].data_ptr());
+    entry.mask = static_cast<uint8_t*>(masks.emplace_back(Tensors{out[i]}, Order::row_major)[0].data_ptr());
     total += entry.numel;
   }
   STD_TORCH_CHECK(keep >= 0 && keep <= total, op, ": keep must be between 0 and ", total, ", got ", keep);
-  const int64_t k = total - keep;
-  const bool prune_ties = ties == "threshold";
+  const SelectRule select{Metric::stored, total - keep, ties == "threshold", false};
   run_on(
       op, scores[0],
       [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
-        kernels.update_topk_mask(updates.entries(), entries.data(), updates.count(), rule, k, prune_ties,
-                                 pool);
+        kernels.update_topk_mask(updates.entries(), entries.data(), updates.count(), rule, select, pool);
       },
       [&](auto stream) {
         const Ints bytes = {cuda::select_scratch_bytes(entries.data(), updates.count())};
         const Tensor scratch = torch::stable::new_empty(out[0], bytes, torch::headeronly::ScalarType::Byte);
-        return cuda::update_topk_mask(updates.entries(), entries.data(), updates.count(), rule, k, prune_ties,
+        return cuda::update_topk_mask(updates.entries(), entries.data(), updates.count(), rule, select,
                                       scratch.data_ptr(), stream);
       });
   updates.commit();

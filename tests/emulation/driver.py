@@ -99,9 +99,8 @@ class Backend:
 
     def update_topk_mask(self, scores, weights, grads, outs, keep, ties="exact", *, metric, **how):
         rule, _alive = self._rule(metric, **how)
-        k = sum(score.size for score in scores) - keep
         updates, tensors = self._updates(scores, weights, grads), self._select_all(scores, outs)
-        self.kernels.update_topk_mask(updates, tensors, rule, k, ties == "threshold")
+        self.kernels.update_topk_mask(updates, tensors, rule, self._select_rule(scores, keep, ties))
 
     def update_block_scores(self, scores, weights, grads, *, block, metric, **how):
         """``weights`` and ``grads`` hold :class:`Laid` arrays."""
@@ -122,8 +121,12 @@ class Backend:
         cols = score.shape[-1] if score.shape else 1
         return self.module.SelectTensor(
             score.address, address(grad), address(norm), address(out), score.size, cols,
-            self._dtype(score), self._dtype(grad),
+            self._dtype(score), self._dtype(grad), out is not None and out.dtype == "uint8",
         )  # fmt: skip
+
+    def _select_rule(self, scores, keep, ties, metric="stored", strict=False):
+        k = sum(score.size for score in scores) - keep
+        return self.module.SelectRule(getattr(self.module.Metric, metric), k, ties == "threshold", strict)
 
     def _select_all(self, scores, outs, grads=None, norms=None):
         nothing = [None] * len(scores)
@@ -136,10 +139,9 @@ class Backend:
         self.kernels.kth_value(tensors, how, k, value.address, getattr(self.module.Dtype, dtype))
         return value.read()[0]
 
-    def topk_mask(self, scores, outs, keep, ties="exact", metric="stored", **inputs):
-        k = sum(score.size for score in scores) - keep
+    def topk_mask(self, scores, outs, keep, ties="exact", metric="stored", *, strict=False, **inputs):
         tensors = self._select_all(scores, outs, **inputs)
-        self.kernels.topk_mask(tensors, getattr(self.module.Metric, metric), k, ties == "threshold")
+        self.kernels.topk_mask(tensors, self._select_rule(scores, keep, ties, metric, strict))
 
     def row_topk_mask(self, score, out, keep, metric="stored", **inputs):
         row = score.shape[-1]

@@ -228,7 +228,7 @@ class BracketSelection {
           for (int64_t at = begin; at < begin + length; at += kChunk) {
             const int64_t n = min64(kChunk, begin + length - at);
             source_.take(&tensor - tensors_, at, n, keys);
-            classify(keys, n, write_masks ? tensor.mask + at : nullptr, part);
+            classify(keys, n, write_masks ? reinterpret_cast<bool*>(tensor.mask) + at : nullptr, part);
           }
         };
         tiles_.for_range(part_begin(p), part_begin(p + 1), pass_tile);

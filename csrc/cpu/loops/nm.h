@@ -93,7 +93,7 @@ void nm_groups(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, 
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t begin = chunk * per_chunk, some = min64(per_chunk, groups - begin);
       key_chunk<T>(tensor, metric, begin * m, some * m, keys);
-      keep_best(keys, some, n, m, tensor.mask + begin * m);
+      keep_best(keys, some, n, m, reinterpret_cast<bool*>(tensor.mask) + begin * m);
     }
   });
 }

@@ -115,10 +115,11 @@ void write_tiles(SelectTiles& tiles, Metric metric, Key<T> threshold, const Cut&
     tiles.for_range(first + begin_tile, first + end_tile,
                     [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t tile) {
                       const int64_t ties_end = tile < cut.tile ? length : tile == cut.tile ? cut.offset : 0;
-                      for_keys<T>(
-                          tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t offset) {
-                            write_mask(keys, n, threshold, ties_end - offset, tensor.mask + begin + offset);
-                          });
+                      for_keys<T>(tensor, metric, begin, length,
+                                  [&](const Key<T>* keys, int64_t n, int64_t offset) {
+                                    write_mask(keys, n, threshold, ties_end - offset,
+                                               reinterpret_cast<bool*>(tensor.mask) + begin + offset);
+                                  });
                     });
   });
 }

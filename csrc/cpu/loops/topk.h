@@ -67,19 +67,22 @@ void mask_few(const SelectTensor* tensors, int64_t count, int64_t total, Metric 
   const ArraySelection<Key<T>> selection(keys.data(), total, k, prune_ties);
   at = 0;
   for (int64_t i = 0; i < count; at += tensors[i++].numel) {
-    write_mask(keys.data() + at, tensors[i].numel, selection.threshold, selection.cut - at, tensors[i].mask);
+    write_mask(keys.data() + at, tensors[i].numel, selection.threshold, selection.cut - at,
+               reinterpret_cast<bool*>(tensors[i].mask));
   }
 }
 
 template <class T>
-void topk_mask_as(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric, int64_t k,
-                  bool prune_ties, const Pool& pool) {
-  if (total < kBracketFrom) return mask_few<T>(tensors, count, total, metric, k, prune_ties);
+void topk_mask_as(const SelectTensor* tensors, int64_t count, int64_t total, const SelectRule& rule,
+                  const Pool& pool) {
+  if (total < kBracketFrom) {
+    return mask_few<T>(tensors, count, total, rule.metric, rule.k, rule.prune_ties);
+  }
   SelectTiles tiles(tensors, count);
-  const MetricKeys<T> source{tensors, metric};
+  const MetricKeys<T> source{tensors, rule.metric};
   const Pool& threads = total < kThreadsFrom ? kAlone : pool;
-  if (!mask_by_bracket<T>(tensors, count, tiles, total, source, k, prune_ties, threads)) {
-    mask_by_radix<T>(tiles, metric, k, prune_ties, threads);
+  if (!mask_by_bracket<T>(tensors, count, tiles, total, source, rule.k, rule.prune_ties, threads)) {
+    mask_by_radix<T>(tiles, rule.metric, rule.k, rule.prune_ties, threads);
   }
 }
 
@@ -90,34 +93,33 @@ void fill_masks(const SelectTensor* tensors, int64_t count, bool keep, const Poo
       });
 }
 
-void topk_mask(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, bool prune_ties,
-               const Pool& pool) {
+void topk_mask(const SelectTensor* tensors, int64_t count, const SelectRule& rule, const Pool& pool) {
   const Totals totals(tensors, count);
-  if (k == 0 || k == totals.entries) return fill_masks(tensors, count, k == 0, pool);
-  totals.wide ? topk_mask_as<double>(tensors, count, totals.entries, metric, k, prune_ties, pool)
-              : topk_mask_as<float>(tensors, count, totals.entries, metric, k, prune_ties, pool);
+  if (rule.k == 0 || rule.k == totals.entries) return fill_masks(tensors, count, rule.k == 0, pool);
+  totals.wide ? topk_mask_as<double>(tensors, count, totals.entries, rule, pool)
+              : topk_mask_as<float>(tensors, count, totals.entries, rule, pool);
 }
 
 template <class T>
 bool update_and_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count, int64_t total,
-                     const UpdateRule& rule, int64_t k, bool prune_ties, const Pool& pool) {
+                     const UpdateRule& update, const SelectRule& select, const Pool& pool) {
   SelectTiles tiles(tensors, count);
-  const UpdatedKeys<T> source{updates, rule, tensors};
-  return mask_by_bracket<T>(tensors, count, tiles, total, source, k, prune_ties, pool);
+  const UpdatedKeys<T> source{updates, update, tensors};
+  return mask_by_bracket<T>(tensors, count, tiles, total, source, select.k, select.prune_ties, pool);
 }
 
 void update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
-                      const UpdateRule& rule, int64_t k, bool prune_ties, const Pool& pool) {
+                      const UpdateRule& update, const SelectRule& select, const Pool& pool) {
   const Totals totals(tensors, count);
-  const bool fused = k > 0 && k < totals.entries && totals.entries >= kBracketFrom && !overflowed(rule);
-  if (!fused) update_scores(updates, count, rule, pool);
+  const bool fused =
+      select.k > 0 && select.k < totals.entries && totals.entries >= kBracketFrom && !overflowed(update);
+  if (!fused) update_scores(updates, count, update, pool);
   const bool done =
       fused &&
-      (totals.wide
-           ? update_and_mask<double>(updates, tensors, count, totals.entries, rule, k, prune_ties, pool)
-           : update_and_mask<float>(updates, tensors, count, totals.entries, rule, k, prune_ties, pool));
+      (totals.wide ? update_and_mask<double>(updates, tensors, count, totals.entries, update, select, pool)
+                   : update_and_mask<float>(updates, tensors, count, totals.entries, update, select, pool));
   // A pass that failed has updated the scores all the same.
-  if (!done) topk_mask(tensors, count, Metric::stored, k, prune_ties, pool);
+  if (!done) topk_mask(tensors, count, select, pool);
 }
 
 template <class T>
@@ -167,7 +169,7 @@ template <class T>
 void mask_cached_row(const SelectTensor& row, Metric metric, int64_t k, Key<T>* keys) {
   keys_of<T>(row, metric, keys);
   const ArraySelection<Key<T>> selection(keys, row.numel, k, false);
-  write_mask(keys, row.numel, selection.threshold, selection.cut, row.mask);
+  write_mask(keys, row.numel, selection.threshold, selection.cut, reinterpret_cast<bool*>(row.mask));
 }
 
 template <class T>
@@ -177,7 +179,7 @@ void mask_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k
   for (int64_t r = first; r < last; ++r) {
     const SelectTensor part = row_of(tensor, r, row);
     row <= kRowInCache ? mask_cached_row<T>(part, metric, k, keys.data())
-                       : topk_mask_as<T>(&part, 1, row, metric, k, false, kAlone);
+                       : topk_mask_as<T>(&part, 1, row, {metric, k, false, false}, kAlone);
   }
 }
 

@@ -122,17 +122,17 @@ struct Cuda {
     check(cuda::kth_value(tensors.data(), count, metric, k, at<void>(value), dtype, work.get(),
                           cudaStream_t{}));
   }
-  static void topk_mask(const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, bool prune_ties) {
+  static void topk_mask(const std::vector<SelectTensor>& tensors, const SelectRule& rule) {
     const auto count = static_cast<int64_t>(tensors.size());
     const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
-    check(cuda::topk_mask(tensors.data(), count, metric, k, prune_ties, work.get(), cudaStream_t{}));
+    check(cuda::topk_mask(tensors.data(), count, rule, work.get(), cudaStream_t{}));
   }
   static void update_topk_mask(const std::vector<UpdateTensor>& updates,
-                               const std::vector<SelectTensor>& tensors, const UpdateRule& rule, int64_t k,
-                               bool prune_ties) {
+                               const std::vector<SelectTensor>& tensors, const UpdateRule& update,
+                               const SelectRule& select) {
     const auto count = static_cast<int64_t>(tensors.size());
     const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
-    check(cuda::update_topk_mask(updates.data(), tensors.data(), count, rule, k, prune_ties, work.get(),
+    check(cuda::update_topk_mask(updates.data(), tensors.data(), count, update, select, work.get(),
                                  cudaStream_t{}));
   }
   static void gather_slabs(const SlabTensor& slabs, Address importance, Dtype dtype, bool original_order) {
@@ -183,14 +183,14 @@ void bind_cpu(py::module_ m) {
         [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value, Dtype dtype) {
           kernels().kth_value(tensors.data(), tensors.size(), metric, k, at<void>(value), dtype, pool());
         });
-  m.def("topk_mask", [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, bool prune_ties) {
-    kernels().topk_mask(tensors.data(), tensors.size(), metric, k, prune_ties, pool());
+  m.def("topk_mask", [](const std::vector<SelectTensor>& tensors, const SelectRule& rule) {
+    kernels().topk_mask(tensors.data(), tensors.size(), rule, pool());
   });
-  m.def("update_topk_mask", [](const std::vector<UpdateTensor>& updates,
-                               const std::vector<SelectTensor>& tensors, const UpdateRule& rule, int64_t k,
-                               bool prune_ties) {
-    kernels().update_topk_mask(updates.data(), tensors.data(), tensors.size(), rule, k, prune_ties, pool());
-  });
+  m.def("update_topk_mask",
+        [](const std::vector<UpdateTensor>& updates, const std::vector<SelectTensor>& tensors,
+           const UpdateRule& update, const SelectRule& select) {
+          kernels().update_topk_mask(updates.data(), tensors.data(), tensors.size(), update, select, pool());
+        });
   m.def("row_topk_mask", [](const SelectTensor& tensor, Metric metric, int64_t row, int64_t k) {
     kernels().row_topk_mask(tensor, metric, row, k, pool());
   });
@@ -270,9 +270,13 @@ void bind_structures(py::module_ m) {
       }));
   py::class_<SelectTensor>(m, "SelectTensor")
       .def(py::init([](Address weight, Address grad, Address norm, Address mask, int64_t numel, int64_t cols,
-                       Dtype weight_dtype, Dtype grad_dtype) {
-        return SelectTensor{at<void>(weight), at<void>(grad), at<float>(norm), at<bool>(mask), numel, cols,
-                            weight_dtype,     grad_dtype};
+                       Dtype weight_dtype, Dtype grad_dtype, bool packed) {
+        return SelectTensor{at<void>(weight), at<void>(grad), at<float>(norm), at<uint8_t>(mask), numel, cols,
+                            weight_dtype,     grad_dtype,     packed};
+      }));
+  py::class_<SelectRule>(m, "SelectRule")
+      .def(py::init([](Metric metric, int64_t k, bool prune_ties, bool strict) {
+        return SelectRule{metric, k, prune_ties, strict};
       }));
   py::class_<MaskTensor>(m, "MaskTensor")
       .def(py::init([](Address data, Address mask, int64_t numel, int32_t element_size, bool packed) {
