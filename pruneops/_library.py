@@ -193,6 +193,23 @@ def _sort_key(score: Tensor) -> Tensor:
     return torch.where(score.isnan(), -(2**63), keys)
 
 
+#: A selection by rounds decides a key digit by digit from the top: 3 rounds for 32 bits, 6 for 64.
+DIGIT_BITS = 11
+
+
+def digit_shift(dtype: torch.dtype, round: int) -> int:
+    """The bits of a key below the digit of ``round``; round -1 has the whole key below it."""
+    return max(0, 8 * dtype.itemsize - DIGIT_BITS * (round + 1))
+
+
+def _key_bits(score: Tensor) -> Tensor:
+    """The order of scores as the bits of an unsigned integer, in int64: NaN is 0."""
+    keys = _sort_key(score)
+    if score.dtype == torch.float64:
+        return keys ^ -(2**63)
+    return torch.where(score.isnan(), 0, keys + 2**31)
+
+
 def _all_scores(scores, metric, grads, norms) -> Tensor:
     values = [value.reshape(-1) for value in _values(metric, (), scores, grads, norms)]
     dtype = _compute_dtype(*values)
@@ -229,14 +246,37 @@ def kth_value(scores, k, metric, grads, input_norms):
 
 
 @_op(
-    "topk_mask(Tensor[] scores, Tensor(a!)[] out, SymInt keep, str ties, str? metric, Tensor[] grads, "
+    "topk_mask(Tensor[] scores, Tensor(a!)[] out, SymInt keep, str ties, bool strict, str? metric, Tensor[] grads, "
     "Tensor[] input_norms) -> ()",
     fake=_writes_only,
 )
-def topk_mask(scores, out, keep, ties, metric, grads, input_norms):
+def topk_mask(scores, out, keep, ties, strict, metric, grads, input_norms):
     mask = _keep_highest(_all_scores(scores, metric, grads, input_norms), keep, ties)
-    for part, target in zip(mask.split([o.numel() for o in out]), out, strict=True):
-        target.copy_(part.reshape(target.shape))
+    for part, target in zip(mask.split([score.numel() for score in scores]), out, strict=True):
+        _write_mask(target, part)
+
+
+def _digits_fake(scores, prefix, round, metric, grads, input_norms):
+    return prefix.new_empty((len(scores), 2**DIGIT_BITS))
+
+
+@_op(
+    "count_digits(Tensor[] scores, Tensor prefix, int round, str? metric, Tensor[] grads, Tensor[] input_norms) "
+    "-> Tensor",
+    fake=_digits_fake,
+)
+def count_digits(scores, prefix, round, metric, grads, input_norms):
+    values = list(_values(metric, (), scores, grads, input_norms))
+    dtype = _compute_dtype(*values)
+    counts = _digits_fake(scores, prefix, round, metric, grads, input_norms).zero_()
+    shift, before = digit_shift(dtype, round), digit_shift(dtype, round - 1)
+    for value, row in zip(values, counts, strict=True):
+        keys = _key_bits(value.reshape(-1).to(dtype))
+        matching = keys if round == 0 else keys[(keys >> before) == (prefix >> before)]
+        # The last digit may have fewer bits.
+        digits = (matching >> shift) & (2 ** min(DIGIT_BITS, before - shift) - 1)
+        row.copy_(digits.bincount(minlength=len(row)))
+    return counts
 
 
 @_op(
@@ -248,7 +288,12 @@ def update_topk_mask_(
     scores, weights, grads, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite, out, keep, ties
 ):
     update_scores_(scores, weights, grads, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite)
-    topk_mask(scores, out, keep, ties, None, [], [])
+    topk_mask(scores, out, keep, ties, False, None, [], [])
+
+
+def _write_mask(target: Tensor, mask: Tensor) -> None:
+    """``mask``, or its bits, into a given one."""
+    target.copy_((pack_mask(mask) if target.dtype == torch.uint8 else mask).reshape(target.shape))
 
 
 def _one_score(score: Tensor, metric, grad, input_norm) -> Tensor:
@@ -261,13 +306,13 @@ _ONE = "Tensor score, Tensor(a!) out, {}, str? metric, Tensor? grad, Tensor? inp
 
 @_op("row_topk_mask(" + _ONE.format("SymInt keep"), fake=_writes_only)
 def row_topk_mask(score, out, keep, metric, grad, input_norm):
-    out.copy_(_keep_highest(torch.atleast_1d(_one_score(score, metric, grad, input_norm)), keep).reshape(out.shape))
+    _write_mask(out, _keep_highest(torch.atleast_1d(_one_score(score, metric, grad, input_norm)), keep))
 
 
 @_op("nm_mask(" + _ONE.format("int n, int m"), fake=_writes_only)
 def nm_mask(score, out, n, m, metric, grad, input_norm):
     groups = _one_score(score, metric, grad, input_norm).reshape(-1, m)
-    out.copy_(_keep_highest(groups, n).reshape(out.shape))
+    _write_mask(out, _keep_highest(groups, n))
 
 
 # --- masks ----------------------------------------------------------------------------------------

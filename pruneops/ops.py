@@ -22,6 +22,7 @@ from ._library import packed_size
 __all__ = [
     "apply_masks_",
     "block_reduce",
+    "count_digits",
     "expand_block_mask",
     "kth_value",
     "nm_mask",
@@ -106,6 +107,7 @@ def update_topk_mask_(
     keep: int | None = None,
     sparsity: float | None = None,
     ties: str = "exact",
+    packed: bool = False,
     out: TensorOrList | None = None,
     alpha: float = 0.0,
     beta: float = 1.0,
@@ -122,7 +124,7 @@ def update_topk_mask_(
     Args:
         scores, weights, grads, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite: as in
             :func:`update_scores_`. Where ``found_inf`` is not 0 the selection is among the old scores.
-        keep, sparsity, ties, out: as in :func:`topk_mask`.
+        keep, sparsity, ties, packed, out: as in :func:`topk_mask`.
 
     Returns:
         The masks: one for one tensor, a list for a sequence, ``out`` where given.
@@ -140,7 +142,7 @@ def update_topk_mask_(
     weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
     check.choice("ties", ties, ("exact", "threshold"))
     kept = check.sparsity_to_keep(keep, sparsity, sum(score.numel() for score in score_list))
-    masks = _masks_for(check, score_list, out)
+    masks = _masks_for(check, score_list, packed, out)
     check.same_device([("scores[0]", x) for x in score_list[:1]] + [(f"out[{i}]", x) for i, x in enumerate(masks)])
 
     def op(*arguments: Any) -> None:
@@ -224,15 +226,17 @@ def _element_inputs(
     return lists
 
 
-def _masks_for(check: Checker, scores: list[Tensor], out: Any) -> list[Tensor]:
+def _masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> list[Tensor]:
     """The masks to write for these scores: given ones, checked, or new ones."""
     if out is None:
+        if packed:
+            return [score.new_empty(packed_size(score.numel()), dtype=torch.uint8) for score in scores]
         return [torch.empty(score.shape, dtype=torch.bool, device=score.device) for score in scores]
     masks = check.tensors("out", out)
     check.same_length("out", masks, "scores", scores)
     for i, (mask, score) in enumerate(zip(masks, scores, strict=True)):
-        check.dtype(f"out[{i}]", mask, torch.bool)
-        check.same_shape(f"out[{i}]", mask, f"scores[{i}]", score.shape)
+        check.dtype(f"out[{i}]", mask, torch.uint8 if packed else torch.bool)
+        check.mask_for(f"out[{i}]", mask, f"scores[{i}]", score)
         check.written(f"out[{i}]", mask)
     return masks
 
@@ -342,9 +346,9 @@ class _Selection:
         lists = (("scores", self.scores), ("grads", self.grads), ("input_norm", self.norms))
         return [(f"{name}[{i}]", x) for name, values in lists for i, x in enumerate(values)]
 
-    def outputs(self, out: Tensors | None) -> list[Tensor]:
+    def outputs(self, packed: bool, out: Tensors | None) -> list[Tensor]:
         """The masks to write, on the device of all inputs."""
-        masks = _masks_for(self.check, self.scores, out)
+        masks = _masks_for(self.check, self.scores, packed, out)
         self.check.same_device(self.named() + [(f"out[{i}]", x) for i, x in enumerate(masks)])
         return masks
 
@@ -387,12 +391,61 @@ def kth_value(
     return _OPS.kth_value(select.scores, k, metric, select.grads, select.norms)
 
 
+def count_digits(
+    scores: Tensors,
+    prefix: Tensor,
+    round: int,
+    *,
+    metric: str | None = None,
+    grads: Tensors | None = None,
+    input_norm: Tensors | None = None,
+) -> Tensor:
+    """One round of a selection by digits: how many scores of each tensor have which digit next.
+
+    The order of scores is that of their keys, unsigned integers of 32 bits (64 if a score is computed in float64;
+    NaN is 0). A selection decides the wanted key from the top, 11 bits a round: the counts of a round say which digit
+    the wanted rank lies in. Counts are sums, so the rounds also find one threshold for scores that lie in several
+    processes, or for limits per tensor (:func:`pruneops.selection.select_masks`).
+
+    Args:
+        scores: floating tensors of any shapes; with ``metric``, the weights.
+        prefix: int64, one element on the device of ``scores``: the key decided so far, its other bits 0.
+        round: from 0 to 2 (to 5 for keys of 64 bits). Its digit is the bits from ``max(0, bits - 11 * (round + 1))``
+            on; in the last round it has 10 bits (9).
+        metric, grads, input_norm: as in :func:`topk_mask`.
+
+    Returns:
+        int64 of shape (tensors, 2048): of the scores whose key has the digits of ``prefix`` before this round, how many
+        have each digit.
+
+    Raises:
+        ValueError: ``round`` or ``prefix`` is out of range, or as in :func:`topk_mask`.
+        TypeError: as in :func:`topk_mask`.
+
+    Example:
+        >>> counts = count_digits([torch.tensor([1.0, -1.0, 1.0])], torch.tensor(0), 0)
+        >>> counts.nonzero().tolist(), counts.sum().item()
+        ([[0, 515], [0, 1532]], 3)
+    """
+    select = _Selection("count_digits", scores, metric, grads, input_norm)
+    check = select.check
+    check.dtype("prefix", check.tensor("prefix", prefix), torch.int64)
+    if prefix.numel() != 1:
+        check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
+    wide = any(x.dtype == torch.float64 for x in (*select.scores, *select.grads))
+    check.integer("round", round, 0, 5 if wide else 2)
+    check.same_device([("prefix", prefix), *select.named()])
+    return _OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
+
+
 def topk_mask(
     scores: TensorOrList,
     *,
     keep: int | None = None,
     sparsity: float | None = None,
     ties: str = "exact",
+    packed: bool = False,
+    strict: bool = False,
     out: TensorOrList | None = None,
     metric: str | None = None,
     grads: Tensors | None = None,
@@ -406,7 +459,10 @@ def topk_mask(
         sparsity: instead of ``keep``: prune ``int(sparsity * n)`` of all n entries.
         ties: ``exact`` keeps exactly ``keep`` entries; ``threshold`` prunes everything up to and including the
             k-th smallest score (k = n - keep), ties too, as Neural Compressor and Torch-Pruning do.
-        out: bool masks to write into, of the shapes of ``scores``.
+        packed: masks of one bit per entry, as :func:`pack_mask` makes them; the masks in bytes never exist.
+        strict: extra memory that does not grow with the scores (below 8 MiB on the CPU, 4 bytes for 8,192 entries on
+            CUDA), for one more read of them. The masks are the same.
+        out: masks to write into: bool, of the shapes of ``scores``; or uint8 and 1-D where ``packed``.
         metric: compute the score on the fly, never stored: any metric of :func:`update_scores_`, or ``wanda``
             abs(w) * input_norm[column] (Sun et al., 2024).
         grads: gradients for the metrics that read them.
@@ -427,9 +483,9 @@ def topk_mask(
     select = _Selection("topk_mask", scores, metric, grads, input_norm)
     select.check.choice("ties", ties, ("exact", "threshold"))
     kept = select.check.sparsity_to_keep(keep, sparsity, select.total)
-    masks = select.outputs(out)
+    masks = select.outputs(packed, out)
     if masks:
-        _OPS.topk_mask(select.scores, masks, kept, ties, metric, select.grads, select.norms)
+        _OPS.topk_mask(select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
         _mark_written(masks)
     if out is not None:
         return out
@@ -441,6 +497,7 @@ def row_topk_mask(
     *,
     keep: int | None = None,
     sparsity: float | None = None,
+    packed: bool = False,
     out: Tensor | None = None,
     metric: str | None = None,
     grads: Tensor | None = None,
@@ -452,11 +509,11 @@ def row_topk_mask(
         score: floating, shape (..., C); with ``metric``, the weight.
         keep: entries to keep in each row.
         sparsity: instead of ``keep``: prune ``int(sparsity * C)`` of each row.
-        out: bool mask to write into, of the score's shape.
-        metric, grads, input_norm: as in :func:`topk_mask`.
+        packed, out, metric, grads, input_norm: as in :func:`topk_mask`. A packed mask of rows whose length is not a
+            multiple of 8 is made from one in bytes.
 
     Returns:
-        bool mask of the score's shape (``out`` where given) with exactly ``keep`` True in each row.
+        The mask (``out`` where given) with exactly ``keep`` True in each row.
 
     Raises:
         ValueError, TypeError: as in :func:`topk_mask`.
@@ -467,7 +524,7 @@ def row_topk_mask(
     """
     select = _single_selection("row_topk_mask", score, metric, grads, input_norm, out)
     kept = select.check.sparsity_to_keep(keep, sparsity, score.shape[-1] if score.dim() else 1)
-    return _mask_one(select, out, _OPS.row_topk_mask, kept)
+    return _mask_one(select, packed, out, _OPS.row_topk_mask, kept)
 
 
 def nm_mask(
@@ -475,6 +532,7 @@ def nm_mask(
     n: int,
     m: int,
     *,
+    packed: bool = False,
     out: Tensor | None = None,
     metric: str | None = None,
     grads: Tensor | None = None,
@@ -486,11 +544,11 @@ def nm_mask(
         score: floating, shape (..., C) with C divisible by ``m``; with ``metric``, the weight.
         n: entries kept of each group, 0 to ``m``.
         m: entries in a group, at least 1.
-        out: bool mask to write into, of the score's shape.
-        metric, grads, input_norm: as in :func:`topk_mask`.
+        packed, out, metric, grads, input_norm: as in :func:`topk_mask`. A packed mask is made from one in bytes where
+            neither ``m`` divides 8 nor 8 divides ``m``.
 
     Returns:
-        bool mask of the score's shape (``out`` where given).
+        The mask (``out`` where given).
 
     Raises:
         ValueError: ``m`` does not divide the last dimension, or as in :func:`topk_mask`.
@@ -506,7 +564,7 @@ def nm_mask(
     columns = score.shape[-1] if score.dim() else 1
     if columns % m:
         select.check.fail(f"the last dimension of score is {columns}, which m={m} does not divide")
-    return _mask_one(select, out, _OPS.nm_mask, n, m)
+    return _mask_one(select, packed, out, _OPS.nm_mask, n, m)
 
 
 def _single_selection(op: str, score: Any, metric: Any, grads: Any, input_norm: Any, out: Any) -> _Selection:
@@ -516,8 +574,8 @@ def _single_selection(op: str, score: Any, metric: Any, grads: Any, input_norm: 
     return _Selection(op, score, metric, grads, input_norm)
 
 
-def _mask_one(select: _Selection, out: Tensor | None, op: Any, *how: int) -> Tensor:
-    (mask,) = select.outputs(out)
+def _mask_one(select: _Selection, packed: bool, out: Tensor | None, op: Any, *how: int) -> Tensor:
+    (mask,) = select.outputs(packed, out)
     score, grad, norm = select.single()
     op(score, mask, *how, select.metric, grad, norm)
     _mark_written([mask])

@@ -3,5 +3,6 @@
 #include "kernels.h"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define PRUNEOPS_ISA avx512
+#define PRUNEOPS_AVX512
 #include "loops/all.h"
 #endif

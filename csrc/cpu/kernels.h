@@ -21,6 +21,10 @@ struct Kernels {
   void (*kth_value)(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
                     Dtype dtype, const Pool& pool);
   void (*topk_mask)(const SelectTensor* tensors, int64_t count, const SelectRule& rule, const Pool& pool);
+  // How many keys of each tensor share the digits of `prefix` before `round` and have each digit next:
+  // WideRadix::kBins counts for each tensor. Keys are those of doubles where `wide`.
+  void (*count_digits)(const SelectTensor* tensors, int64_t count, Metric metric, const int64_t* prefix,
+                       int round, bool wide, int64_t* counts, const Pool& pool);
   // Prunes the k lowest of each row of `row` entries of one tensor.
   void (*row_topk_mask)(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, const Pool& pool);
   // Keeps n of each m consecutive entries; m at most kMaxGroup.

@@ -30,6 +30,11 @@ cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, const SelectRu
 cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
                              const UpdateRule& update, const SelectRule& select, void* scratch,
                              cudaStream_t stream);
+// How many keys of each tensor share the digits of `prefix` before `round` and have each digit next:
+// WideRadix::kBins counts for each tensor. Keys are those of doubles where `wide`; prefix and counts are on
+// the device.
+cudaError_t count_digits(const SelectTensor* tensors, int64_t count, Metric metric, const int64_t* prefix,
+                         int round, bool wide, int64_t* counts, cudaStream_t stream);
 cudaError_t row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k,
                           cudaStream_t stream);
 cudaError_t nm_mask(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, cudaStream_t stream);

@@ -135,6 +135,23 @@ cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, const SelectRu
   });
 }
 
+cudaError_t count_digits(const SelectTensor* tensors, int64_t count, Metric metric, const int64_t* prefix,
+                         int round, bool wide, int64_t* counts, cudaStream_t stream) {
+  constexpr int64_t kBins = WideRadix<uint32_t>::kBins;
+  auto* totals = reinterpret_cast<unsigned long long*>(counts);
+  PRUNEOPS_RETURN_IF_ERROR(
+      launch(clear_counts_kernel, ceil_div(count * kBins, kThreads), stream, totals, count * kBins));
+  for (int64_t i = 0; i < count; ++i) {
+    PRUNEOPS_RETURN_IF_ERROR(for_each_select_table(tensors + i, 1, [&](const auto& table) {
+      return in_rank_type(wide, [&](auto rank) {
+        return launch(count_next_digits_kernel<decltype(rank)>, min64(table.tiles(), kCountingBlocks), stream,
+                      table, metric, prefix, round, totals + i * kBins);
+      });
+    }));
+  }
+  return cudaSuccess;
+}
+
 cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
                              const UpdateRule& update, const SelectRule& select, void* scratch,
                              cudaStream_t stream) {

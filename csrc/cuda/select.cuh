@@ -93,14 +93,13 @@ __device__ __forceinline__ void add_counts(const unsigned (&counts)[kBins], unsi
   }
 }
 
+// Counts the digits of all keys of a table with a prefix.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    count_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
-                        SelectState<T>* state, const int round) {
+__device__ __forceinline__ void count_table(const Table<SelectTensor>& table, Metric metric, Key<T> prefix,
+                                            int round, unsigned long long* total) {
   using R = WideRadix<Key<T>>;
   __shared__ unsigned counts[R::kBins];
   clear_counts(counts);
-  const Key<T> prefix = state->selection.prefix;
   for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
     for_each_vector(begin, end, [&](int64_t at, int n) {
       Key<T> keys[kVector];
@@ -108,7 +107,28 @@ __global__ void __launch_bounds__(kThreads)
       count_keys<R>(keys, n, prefix, round, counts);
     });
   });
-  add_counts(counts, state->counts);
+  add_counts(counts, total);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    count_next_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
+                             const int64_t* prefix, const int round, unsigned long long* counts) {
+  count_table<T>(table, metric, static_cast<Key<T>>(*prefix), round, counts);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    clear_counts_kernel(unsigned long long* counts, const int64_t count) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
+    counts[i] = 0;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    count_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
+                        SelectState<T>* state, const int round) {
+  count_table<T>(table, metric, state->selection.prefix, round, state->counts);
 }
 
 // One block finds the digit in which the k-th key lies, and clears the counts for the next round.

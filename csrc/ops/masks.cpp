@@ -8,10 +8,6 @@ namespace {
 using torch::headeronly::ScalarType;
 constexpr const char* kApply = "apply_masks_";
 
-int64_t packed_size(int64_t numel) {
-  return ceil_div(numel, 8);
-}
-
 int64_t numel_of(const Ints& shape) {
   int64_t numel = 1;
   for (const int64_t size : shape) {
@@ -27,15 +23,9 @@ void apply_entry_masks(const Tensors& tensors, const Tensors& masks) {
   flats.reserve(tensors.size());
   Tensors kept;
   for (size_t i = 0; i < tensors.size(); ++i) {
+    check_mask(kApply, tensors[i], masks[i]);
     const bool packed = masks[i].scalar_type() == ScalarType::Byte;
-    if (packed) {
-      STD_TORCH_CHECK(masks[i].numel() == packed_size(tensors[i].numel()), kApply, ": packed masks[", i,
-                      "] has ", masks[i].numel(), " bytes for ", tensors[i].numel(), " entries");
-      kept.push_back(torch::stable::contiguous(masks[i]));
-    } else {
-      check_type(kApply, masks[i], ScalarType::Bool);
-      check_same_sizes(kApply, tensors[i], masks[i]);
-    }
+    if (packed) kept.push_back(torch::stable::contiguous(masks[i]));
     // A packed mask has its bits in row-major order.
     const FlatTensors& flat = packed ? flats.emplace_back(Tensors{tensors[i]}, Order::row_major)
                                      : flats.emplace_back(Tensors{tensors[i], masks[i]});

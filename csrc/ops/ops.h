@@ -18,8 +18,10 @@ Tensor block_reduce(Tensor score, Ints block, std::string reduce);
 
 Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, Tensors grads,
                  Tensors input_norms);
-void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, std::optional<std::string> metric,
-               Tensors grads, Tensors input_norms);
+Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<std::string> metric,
+                    Tensors grads, Tensors input_norms);
+void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, bool strict,
+               std::optional<std::string> metric, Tensors grads, Tensors input_norms);
 void row_topk_mask(Tensor score, Tensor out, int64_t keep, std::optional<std::string> metric,
                    std::optional<Tensor> grad, std::optional<Tensor> input_norm);
 void nm_mask(Tensor score, Tensor out, int64_t n, int64_t m, std::optional<std::string> metric,

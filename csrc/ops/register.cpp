@@ -13,6 +13,7 @@ static void add_all(torch::stable::detail::StableLibrary& library) {
   library.impl("update_topk_mask_", TORCH_BOX(&update_topk_mask_));
   library.impl("block_reduce", TORCH_BOX(&block_reduce));
   library.impl("kth_value", TORCH_BOX(&kth_value));
+  library.impl("count_digits", TORCH_BOX(&count_digits));
   library.impl("topk_mask", TORCH_BOX(&topk_mask));
   library.impl("row_topk_mask", TORCH_BOX(&row_topk_mask));
   library.impl("nm_mask", TORCH_BOX(&nm_mask));

@@ -1,6 +1,7 @@
-// kth_value, topk_mask, row_topk_mask and nm_mask.
+// kth_value, count_digits, topk_mask, row_topk_mask and nm_mask.
 #include <algorithm>
 
+#include "../math/radix.h"
 #include "backend.h"
 #include "ops.h"
 
@@ -13,11 +14,12 @@ Metric select_metric(const std::optional<std::string>& name) {
   return name ? metric_of(*name) : Metric::stored;
 }
 
-// The inputs of a selection in row-major order, and the masks that it writes.
+// The inputs of a selection in row-major order, and the masks that it writes. Where the kernels cannot write
+// packed masks, bytes are written and then packed.
 class Inputs {
  public:
   Inputs(const char* op, const Tensors& scores, Metric metric, const Tensors& grads, const Tensors& norms,
-         const Tensors& masks) {
+         const Tensors& masks, bool packs = true) {
     if (!masks.empty()) check_same_length(op, masks, scores);
     for (size_t i = 0; i < scores.size(); ++i) {
       SelectTensor entry{};
@@ -28,7 +30,7 @@ class Inputs {
       entry.cols = scores[i].dim() > 0 ? scores[i].size(scores[i].dim() - 1) : 1;
       if (reads_grad(metric)) add_grad(op, entry, scores[i], grads, i);
       if (metric == Metric::wanda) add_norm(op, entry, scores[i], norms, i);
-      if (!masks.empty()) add_mask(op, entry, scores[i], masks[i]);
+      if (!masks.empty()) add_mask(op, entry, scores[i], masks[i], packs);
       total_ += entry.numel;
       entries_.push_back(entry);
     }
@@ -39,7 +41,10 @@ class Inputs {
   int64_t total() const { return total_; }
 
   void commit() {
-    for (auto& [given, work] : masks_) copy_back(given, work);
+    for (auto& [given, work] : masks_) {
+      const bool pack = given.scalar_type() != work.scalar_type();
+      copy_back(given, pack ? pack_mask(work) : work);
+    }
   }
 
  private:
@@ -62,11 +67,14 @@ class Inputs {
     entry.norm = static_cast<const float*>(keep(norms[i]).data_ptr());
   }
 
-  void add_mask(const char* op, SelectTensor& entry, const Tensor& score, const Tensor& mask) {
-    check_same_sizes(op, score, mask);
-    check_type(op, mask, ScalarType::Bool);
-    check_same_device(op, score, {mask});
-    const auto& [given, work] = masks_.emplace_back(mask, torch::stable::contiguous(mask));
+  void add_mask(const char* op, SelectTensor& entry, const Tensor& score, const Tensor& mask, bool packs) {
+    check_mask(op, score, mask);
+    const bool packed = mask.scalar_type() == ScalarType::Byte;
+    const Tensor work = packed && !packs
+                            ? torch::stable::new_empty(mask, Ints{score.numel()}, ScalarType::Bool)
+                            : torch::stable::contiguous(mask);
+    masks_.emplace_back(mask, work);
+    entry.packed = packed && packs;
     entry.mask = static_cast<uint8_t*>(work.data_ptr());
   }
 
@@ -95,6 +103,36 @@ ScalarType value_type(const Tensors& scores, Metric metric, const Tensors& grads
 
 }  // namespace
 
+Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<std::string> metric,
+                    Tensors grads, Tensors input_norms) {
+  constexpr const char* op = "count_digits";
+  const Metric how = select_metric(metric);
+  const Inputs inputs(op, scores, how, grads, input_norms, {});
+  const auto is_wide = [](const SelectTensor& t) { return t.wide(); };
+  const bool wide = std::any_of(inputs.entries(), inputs.entries() + inputs.count(), is_wide);
+  const int64_t rounds = wide ? WideRadix<uint64_t>::kRounds : WideRadix<uint32_t>::kRounds;
+  STD_TORCH_CHECK(round >= 0 && round < rounds, op, ": round must be between 0 and ", rounds - 1, ", got ",
+                  round);
+  check_type(op, prefix, ScalarType::Long);
+  STD_TORCH_CHECK(prefix.numel() == 1, op, ": prefix must have one element, got ", prefix.numel());
+  check_same_device(op, prefix, scores);
+  const Ints shape = {inputs.count(), WideRadix<uint32_t>::kBins};
+  Tensor counts = torch::stable::new_empty(prefix, shape);
+  const auto* decided = static_cast<const int64_t*>(prefix.data_ptr());
+  auto* target = static_cast<int64_t*>(counts.data_ptr());
+  const int digit = static_cast<int>(round);
+  run_on(
+      op, prefix,
+      [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
+        kernels.count_digits(inputs.entries(), inputs.count(), how, decided, digit, wide, target, pool);
+      },
+      [&](auto stream) {
+        return cuda::count_digits(inputs.entries(), inputs.count(), how, decided, digit, wide, target,
+                                  stream);
+      });
+  return counts;
+}
+
 Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, Tensors grads,
                  Tensors input_norms) {
   constexpr const char* op = "kth_value";
@@ -118,14 +156,14 @@ Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, T
   return value;
 }
 
-void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, std::optional<std::string> metric,
-               Tensors grads, Tensors input_norms) {
+void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, bool strict,
+               std::optional<std::string> metric, Tensors grads, Tensors input_norms) {
   constexpr const char* op = "topk_mask";
   const Metric how = select_metric(metric);
   Inputs inputs(op, scores, how, grads, input_norms, out);
   STD_TORCH_CHECK(keep >= 0 && keep <= inputs.total(), op, ": keep must be between 0 and ", inputs.total(),
                   ", got ", keep);
-  const SelectRule rule{how, inputs.total() - keep, ties == "threshold", false};
+  const SelectRule rule{how, inputs.total() - keep, ties == "threshold", strict};
   run_on(
       op, scores[0],
       [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
@@ -173,15 +211,17 @@ void row_topk_mask(Tensor score, Tensor out, int64_t keep, std::optional<std::st
                    std::optional<Tensor> grad, std::optional<Tensor> input_norm) {
   constexpr const char* op = "row_topk_mask";
   const Metric how = select_metric(metric);
-  Inputs inputs(op, {score}, how, list_of(grad), list_of(input_norm), {out});
-  keep_in_groups(op, inputs, score, how, keep, inputs.entries()->cols);
+  const int64_t row = score.dim() > 0 ? score.size(score.dim() - 1) : 1;
+  Inputs inputs(op, {score}, how, list_of(grad), list_of(input_norm), {out}, row % 8 == 0);
+  keep_in_groups(op, inputs, score, how, keep, row);
 }
 
 void nm_mask(Tensor score, Tensor out, int64_t n, int64_t m, std::optional<std::string> metric,
              std::optional<Tensor> grad, std::optional<Tensor> input_norm) {
   constexpr const char* op = "nm_mask";
   const Metric how = select_metric(metric);
-  Inputs inputs(op, {score}, how, list_of(grad), list_of(input_norm), {out});
+  const bool packs = m > 0 && (m % 8 == 0 || 8 % m == 0);
+  Inputs inputs(op, {score}, how, list_of(grad), list_of(input_norm), {out}, packs);
   keep_in_groups(op, inputs, score, how, n, m);
 }
 

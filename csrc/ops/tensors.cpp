@@ -70,6 +70,21 @@ void check_type(const char* op, const Tensor& tensor, ScalarType type) {
   STD_TORCH_CHECK(tensor.scalar_type() == type, op, ": a tensor has the wrong dtype");
 }
 
+int64_t packed_size(int64_t numel) {
+  return ceil_div(numel, 8);
+}
+
+void check_mask(const char* op, const Tensor& tensor, const Tensor& mask) {
+  check_same_device(op, tensor, {mask});
+  if (mask.scalar_type() == ScalarType::Byte) {
+    STD_TORCH_CHECK(mask.numel() == packed_size(tensor.numel()), op, ": a packed mask has ", mask.numel(),
+                    " bytes for ", tensor.numel(), " entries");
+    return;
+  }
+  check_type(op, mask, ScalarType::Bool);
+  check_same_sizes(op, tensor, mask);
+}
+
 void copy_back(Tensor& given, const Tensor& work) {
   if (work.data_ptr() != given.data_ptr()) torch::stable::copy_(given, work);
 }

@@ -27,6 +27,10 @@ Reduce reduce_of(const std::string& name);
 void check_same_length(const char* op, const Tensors& a, const Tensors& b);
 void check_same_sizes(const char* op, const Tensor& a, const Tensor& b);
 void check_same_device(const char* op, const Tensor& first, const Tensors& others);
+// Bytes of the packed mask of so many entries.
+int64_t packed_size(int64_t numel);
+// A mask of the tensor's shape, or the packed one of its number of entries, on its device.
+void check_mask(const char* op, const Tensor& tensor, const Tensor& mask);
 void check_type(const char* op, const Tensor& tensor, torch::headeronly::ScalarType type);
 
 // Writes a contiguous copy back to the tensor that it was made from; nothing where no copy was made.

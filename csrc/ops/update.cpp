@@ -106,11 +106,10 @@ void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::stri
   masks.reserve(out.size());
   int64_t total = 0;
   for (size_t i = 0; i < out.size(); ++i) {
-    check_type(op, out[i], torch::headeronly::ScalarType::Bool);
-    check_same_sizes(op, scores[i], out[i]);
-    check_same_device(op, scores[0], {out[i]});
+    check_mask(op, scores[i], out[i]);
     SelectTensor& entry = entries.emplace_back(stored_scores(updates.entries()[i]));
     entry.mask = static_cast<uint8_t*>(masks.emplace_back(Tensors{out[i]}, Order::row_major)[0].data_ptr());
+    entry.packed = out[i].scalar_type() == torch::headeronly::ScalarType::Byte;
     total += entry.numel;
   }
   STD_TORCH_CHECK(keep >= 0 && keep <= total, op, ": keep must be between 0 and ", total, ", got ", keep);

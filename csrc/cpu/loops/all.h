@@ -16,19 +16,13 @@ namespace pruneops::cpu::PRUNEOPS_ISA {
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    update_scores,
-    update_block_scores,
-    update_topk_mask,
-    kth_value,
-    topk_mask,
-    row_topk_mask,
-    nm_mask,
-    apply_masks,
-    apply_block_masks,
-    expand_block_mask,
-    pack_mask,
-    unpack_mask,
-    PRUNEOPS_NAME(PRUNEOPS_ISA),
+    update_scores,     update_block_scores,
+    update_topk_mask,  kth_value,
+    topk_mask,         count_digits,
+    row_topk_mask,     nm_mask,
+    apply_masks,       apply_block_masks,
+    expand_block_mask, pack_mask,
+    unpack_mask,       PRUNEOPS_NAME(PRUNEOPS_ISA),
 };
 
 }  // namespace pruneops::cpu::PRUNEOPS_ISA

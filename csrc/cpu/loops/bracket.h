@@ -1,4 +1,4 @@
-// One-pass selection: see math/bracket.h. Extra memory: the sample, and the keys collected inside the
+// One-pass selection: see math/bracket.h. Extra memory: the sample, and what is collected inside of the
 // bracket.
 #pragma once
 
@@ -11,11 +11,15 @@ namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
 // Where a pass over fewer entries is cheaper than sampling.
-constexpr int64_t kBracketFrom = 1 << 15;
+constexpr int64_t kBracketFrom = 1 << 18;
 
-int64_t sample_size(int64_t total) {
-  const int64_t share = total / 64, most = 1 << 18;
-  return min64(share, most);
+constexpr int64_t kMostSampled = 1 << 18;
+// Where memory must not grow with the tensors.
+constexpr int64_t kFewSampled = 1 << 16;
+constexpr int64_t kFewCollected = 1 << 16;
+
+int64_t sample_size(int64_t total, int64_t most) {
+  return min64(total / 64, most);
 }
 
 // A part is a run of tiles that one task passes over; their number does not depend on the threads.
@@ -28,8 +32,8 @@ struct Part {
   int32_t last_size;
 };
 
-// Keys and places collected by all parts, in pages that each part takes as it needs them: it does not matter
-// where in the data they lie.
+// Keys and their bits in the masks, collected by all parts, in pages that each part takes as it needs them:
+// it does not matter where in the data they lie.
 template <class K>
 class Collected {
  public:
@@ -43,7 +47,7 @@ class Collected {
         next_(pages_) {}
 
   // False where no page is left.
-  bool add(Part& part, K key, bool* place) {
+  bool add(Part& part, K key, uint64_t place) {
     if (part.last_page < 0 || part.last_size == kPage) {
       const int32_t page = __atomic_fetch_add(&taken_, 1, __ATOMIC_RELAXED);
       if (page >= pages_) return false;
@@ -58,7 +62,7 @@ class Collected {
     return true;
   }
 
-  // f(key, place in the mask) in the order in which the part added them.
+  // f(key, bit of the mask) in the order in which the part added them.
   template <class F>
   void for_part(const Part& part, const F& f) {
     for (int32_t page = part.first_page; page >= 0; page = next_[page]) {
@@ -71,7 +75,7 @@ class Collected {
   int32_t pages_;
   int32_t taken_;
   Buffer<K> keys_;
-  Buffer<bool*> places_;
+  Buffer<uint64_t> places_;
   Buffer<int32_t> next_;
 };
 
@@ -119,48 +123,156 @@ struct UpdatedKeys {
   }
 };
 
+// Keys that bracket the k-th smallest of all, unless the sample misleads.
+template <class T, class Keys>
+Bracket<Key<T>> sample_bracket(const SelectTensor* tensors, int64_t count, int64_t total, const Keys& source,
+                               int64_t k, int64_t size, const Pool& pool) {
+  using K = Key<T>;
+  Buffer<K> sample(size);
+  Buffer<int64_t> ends(count);
+  int64_t end = 0;
+  for (int64_t i = 0; i < count; ++i) ends[i] = end += tensors[i].numel;
+  parallel(pool, size, [&](int64_t first, int64_t last) {
+    int64_t tensor = 0;
+    // Each sample is a miss of every cache: a batch is asked for before the first of it is used.
+    constexpr int64_t kBatch = 64;
+    int64_t tensor_of[kBatch], at[kBatch];
+    for (int64_t batch = first; batch < last; batch += kBatch) {
+      const int64_t n = min64(kBatch, last - batch);
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t position = sample_position(batch + i, size, total);
+        while (position >= ends[tensor]) ++tensor;
+        tensor_of[i] = tensor;
+        at[i] = position - (ends[tensor] - tensors[tensor].numel);
+        source.prefetch(tensor, at[i]);
+      }
+      for (int64_t i = 0; i < n; ++i) source.peek(tensor_of[i], at[i], &sample[batch + i]);
+    }
+  });
+  const SampleRanks ranks = sample_ranks(size, total, k);
+  Bracket<K> bracket = whole_bracket<K>();
+  const int64_t room = size + kCompactRoom;
+  Buffer<K> spare(2 * room);
+  parallel(pool, 2, [&](int64_t first, int64_t last) {
+    for (int64_t side = first; side < last; ++side) {
+      const int64_t rank = side == 0 ? ranks.low : ranks.high;
+      if (rank < 1 || rank > size) continue;
+      const K key = select_in_array(sample.data(), size, rank, spare.data() + side * room).prefix;
+      (side == 0 ? bracket.low : bracket.high) = key;
+    }
+  });
+  return bracket;
+}
+
+// Counts of keys around a bracket, and of those strictly inside in bins of equal width.
+template <class K>
+struct BracketBins {
+  static constexpr int kBins = 1 << 12;
+  Bracket<K> bracket;
+  int shift;
+  BracketCounts counts{};
+  int64_t bins[kBins] = {};
+
+  explicit BracketBins(const Bracket<K>& b) : bracket(b), shift(0) {
+    while (((b.high - b.low) >> shift) >= kBins) ++shift;
+  }
+
+  void add(const K* inside, const BracketCounts& some) {
+    counts = counts + some;
+    for (int64_t i = 0; i < some.between; ++i) ++bins[(inside[i] - bracket.low) >> shift];
+  }
+
+  // The bin that holds the k-th smallest, which is strictly inside, as a bracket.
+  Bracket<K> bin_of(int64_t k, int64_t& size) const {
+    int64_t before = counts.below + counts.at_low, bin = 0;
+    while (before + bins[bin] < k) before += bins[bin++];
+    size = bins[bin];
+    const K low = bracket.low + (static_cast<K>(bin) << shift), width = (K(1) << shift) - 1;
+    return {low, bracket.high - low > width ? static_cast<K>(low + width) : bracket.high};
+  }
+};
+
+void add_counts(const BracketCounts& local, BracketCounts& counts) {
+  __atomic_fetch_add(&counts.below, local.below, __ATOMIC_RELAXED);
+  __atomic_fetch_add(&counts.at_low, local.at_low, __ATOMIC_RELAXED);
+  __atomic_fetch_add(&counts.between, local.between, __ATOMIC_RELAXED);
+  __atomic_fetch_add(&counts.at_high, local.at_high, __ATOMIC_RELAXED);
+}
+
+template <class T, class Keys>
+BracketBins<Key<T>> count_bins(const SelectTensor* tensors, SelectTiles& tiles, const Keys& source,
+                               const Bracket<Key<T>>& bracket, const Pool& pool) {
+  using K = Key<T>;
+  BracketBins<K> all(bracket);
+  parallel(pool, tiles.tiles(), [&](int64_t first, int64_t last) {
+    BracketBins<K> own(bracket);
+    tiles.for_range(first, last, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
+      K keys[kChunk], inside[kChunk + kCompactRoom];
+      for (int64_t at = begin; at < begin + length; at += kChunk) {
+        const int64_t n = min64(kChunk, begin + length - at);
+        source.take(&tensor - tensors, at, n, keys);
+        own.add(inside, compact(keys, n, bracket, inside));
+      }
+    });
+    add_counts(own.bins, own.kBins, all.bins);
+    add_counts(own.counts, all.counts);
+  });
+  return all;
+}
+
+// Narrows a bracket by counting reads, usually one, until it holds the k-th smallest and at most `capacity`
+// keys strictly inside.
+template <class T, class Keys>
+Bracket<Key<T>> count_bracket(const SelectTensor* tensors, SelectTiles& tiles, const Keys& source, int64_t k,
+                              Bracket<Key<T>> bracket, int64_t capacity, const Pool& pool) {
+  using K = Key<T>;
+  Bracket<K> outer = whole_bracket<K>();
+  for (;;) {
+    const auto counted = count_bins<T>(tensors, tiles, source, bracket, pool);
+    switch (find_rank(counted.counts, k)) {
+      case Found::at_low:
+        return {bracket.low, bracket.low};
+      case Found::at_high:
+        return {bracket.high, bracket.high};
+      case Found::between: {
+        int64_t size = 0;
+        outer = bracket = counted.bin_of(k, size);
+        if (size <= capacity || bracket.low == bracket.high) return bracket;
+        break;
+      }
+      case Found::missed:
+        bracket = outer = beside(outer, bracket, counted.counts, k);
+    }
+  }
+}
+
 // One selection by bracket over the tiles of `tensors`, with or without writing masks.
 template <class T, class Keys>
 class BracketSelection {
  public:
   using K = Key<T>;
-  static constexpr int32_t kFew = 64;
 
-  BracketSelection(const SelectTensor* tensors, int64_t count, SelectTiles& tiles, int64_t total,
-                   const Keys& source, int64_t k, const Pool& pool)
+  BracketSelection(const SelectTensor* tensors, SelectTiles& tiles, const Keys& source, int64_t k,
+                   const Bracket<K>& bracket, int64_t capacity, const Pool& pool)
       : tensors_(tensors),
-        count_(count),
         tiles_(tiles),
-        total_(total),
         source_(source),
         k_(k),
         pool_(pool),
         parts_count_(min64(kParts, tiles.tiles())),
         parts_(parts_count_),
         // Each part may leave a page partly empty.
-        collected_(bracket_capacity(sample_size(total), total) + parts_count_ * Collected<K>::kPage) {}
+        collected_(capacity + parts_count_ * Collected<K>::kPage),
+        bracket_(bracket) {}
 
-  // Runs the pass. False where the sample misled: then nothing is decided, and masks hold anything.
+  // Runs the pass. False where the bracket misled: then nothing is decided, and masks hold anything.
   bool run(bool write_masks) {
-    bracket_ = sample_bracket();
     pass(write_masks);
     BracketCounts counts{};
-    for (int64_t p = 0; p < parts_count_; ++p) {
-      counts.below += parts_[p].counts.below;
-      counts.at_low += parts_[p].counts.at_low;
-      counts.between += parts_[p].counts.between;
-      counts.at_high += parts_[p].counts.at_high;
-    }
+    for (int64_t p = 0; p < parts_count_; ++p) counts = counts + parts_[p].counts;
     found_ = find_rank(counts, k_);
     if (overflow_ || found_ == Found::missed) return false;
-    selection_ = start_selection<K>(k_);
-    selection_.prefix = found_ == Found::at_low ? bracket_.low : bracket_.high;
-    selection_.less = counts.below;
-    selection_.equal = counts.at_low;
-    if (found_ == Found::at_high) {
-      selection_.less += counts.at_low + counts.between;
-      selection_.equal = counts.at_high;
-    }
+    selection_ = at_end(bracket_, counts, found_, k_, 0);
     if (found_ == Found::between) select_collected(counts);
     return true;
   }
@@ -182,53 +294,18 @@ class BracketSelection {
   }
 
  private:
-  Bracket<K> sample_bracket() {
-    const int64_t size = sample_size(total_);
-    Buffer<K> sample(size);
-    Buffer<int64_t> ends(count_);
-    int64_t end = 0;
-    for (int64_t i = 0; i < count_; ++i) ends[i] = end += tensors_[i].numel;
-    parallel(pool_, size, [&](int64_t first, int64_t last) {
-      int64_t tensor = 0;
-      // Each sample is a miss of every cache: a batch is asked for before the first of it is used.
-      constexpr int64_t kBatch = 64;
-      int64_t tensor_of[kBatch], at[kBatch];
-      for (int64_t batch = first; batch < last; batch += kBatch) {
-        const int64_t n = min64(kBatch, last - batch);
-        for (int64_t i = 0; i < n; ++i) {
-          const int64_t position = sample_position(batch + i, size, total_);
-          while (position >= ends[tensor]) ++tensor;
-          tensor_of[i] = tensor;
-          at[i] = position - (ends[tensor] - tensors_[tensor].numel);
-          source_.prefetch(tensor, at[i]);
-        }
-        for (int64_t i = 0; i < n; ++i) source_.peek(tensor_of[i], at[i], &sample[batch + i]);
-      }
-    });
-    const SampleRanks ranks = sample_ranks(size, total_, k_);
-    Bracket<K> bracket{K(0), static_cast<K>(~K(0))};
-    Buffer<K> spare(2 * size);
-    parallel(pool_, 2, [&](int64_t first, int64_t last) {
-      for (int64_t side = first; side < last; ++side) {
-        const int64_t rank = side == 0 ? ranks.low : ranks.high;
-        if (rank < 1 || rank > size) continue;
-        const K key = select_in_array(sample.data(), size, rank, spare.data() + side * size).prefix;
-        (side == 0 ? bracket.low : bracket.high) = key;
-      }
-    });
-    return bracket;
-  }
-
   void pass(bool write_masks) {
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; ++p) {
         Part part{{}, -1, -1, 0};
         const auto pass_tile = [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
           K keys[kChunk];
+          uint8_t unused[kChunk];
           for (int64_t at = begin; at < begin + length; at += kChunk) {
             const int64_t n = min64(kChunk, begin + length - at);
             source_.take(&tensor - tensors_, at, n, keys);
-            classify(keys, n, write_masks ? reinterpret_cast<bool*>(tensor.mask) + at : nullptr, part);
+            const auto keep = [&](uint8_t* kept) { classify_chunk(keys, n, tensor, at, kept, part); };
+            write_masks ? put_mask(tensor, at, n, keep) : keep(unused);
           }
         };
         tiles_.for_range(part_begin(p), part_begin(p + 1), pass_tile);
@@ -240,64 +317,16 @@ class BracketSelection {
   int64_t part_begin(int64_t part) { return part * tiles_.tiles() / parts_count_; }
 
   // Counts a chunk into the part, collects what is strictly inside of the bracket and keeps what is not below
-  // `high`. Of most chunks only a few entries lie in the bracket: those are looked at one by one.
-  void classify(const K* keys, int64_t n, bool* mask, Part& part) {
-    const K low = bracket_.low, high = bracket_.high;
-    uint8_t inside[kChunk];
-    int32_t from_low = 0, above = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      from_low += keys[i] >= low;
-      above += keys[i] > high;
-      inside[i] = (keys[i] >= low) & (keys[i] <= high);
-    }
-    if (mask != nullptr) {
-      for (int64_t i = 0; i < n; ++i) mask[i] = keys[i] >= high;
-    }
-    part.counts.below += n - from_low;
-    if (from_low - above > kFew) {
-      count_ends(keys, n, part);
-      if (low == high) return;
-      for (int64_t i = 0; i < n; ++i) inside[i] = (keys[i] > low) & (keys[i] < high);
-      for_marked(inside, n, [&](int64_t i) { collect(keys[i], mask, i, part); });
-    } else if (from_low != above) {
-      for_marked(inside, n, [&](int64_t i) {
-        if (keys[i] == low) {
-          ++part.counts.at_low;
-        } else if (keys[i] == high) {
-          ++part.counts.at_high;
-        } else {
-          collect(keys[i], mask, i, part);
-        }
-      });
-    }
-  }
-
-  // Counts the ties with the ends of the bracket.
-  void count_ends(const K* keys, int64_t n, Part& part) {
-    int32_t at_low = 0, at_high = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      at_low += keys[i] == bracket_.low;
-      at_high += keys[i] == bracket_.high;
-    }
-    part.counts.at_low += at_low;
-    if (bracket_.low != bracket_.high) part.counts.at_high += at_high;
-  }
-
-  // f(i) for the bytes of `marks` that are 1; they are 0 or 1, and there is room to the next multiple of 8.
-  template <class F>
-  static void for_marked(uint8_t* marks, int64_t n, const F& f) {
-    for (int64_t i = n; i % 8 != 0; ++i) marks[i] = 0;
-    for (int64_t i = 0; i < n; i += 8) {
-      uint64_t eight;
-      memcpy(&eight, marks + i, 8);
-      for (; eight != 0; eight &= eight - 1) f(i + __builtin_ctzll(eight) / 8);
-    }
-  }
-
-  void collect(K key, bool* mask, int64_t i, Part& part) {
-    ++part.counts.between;
-    if (!collected_.add(part, key, mask == nullptr ? nullptr : mask + i)) {
-      __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
+  // `high`.
+  void classify_chunk(const K* keys, int64_t n, const SelectTensor& tensor, int64_t begin, uint8_t* kept,
+                      Part& part) {
+    for (int64_t at = 0; at < n; at += kWord) {
+      uint64_t inside = classify(keys + at, min64(kWord, n - at), bracket_, part.counts, kept + at);
+      for (; inside != 0; inside &= inside - 1) {
+        const int64_t i = at + __builtin_ctzll(inside);
+        const bool has_room = collected_.add(part, keys[i], mask_bit(tensor, begin + i));
+        if (!has_room) __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
+      }
     }
   }
 
@@ -309,7 +338,7 @@ class BracketSelection {
       int64_t digits[R::kBins] = {};
       parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
         int64_t local[R::kBins] = {};
-        for_collected(first, last, [&](int64_t, K key, bool*) {
+        for_collected(first, last, [&](int64_t, K key, uint64_t) {
           if (R::matches(key, inside.prefix, round)) ++local[R::digit(key, round)];
         });
         add_counts(local, R::kBins, digits);
@@ -324,7 +353,7 @@ class BracketSelection {
   template <class F>
   void for_collected(int64_t first_part, int64_t last_part, const F& f) {
     for (int64_t p = first_part; p < last_part; ++p) {
-      collected_.for_part(parts_[p], [&](K key, bool* place) { f(p, key, place); });
+      collected_.for_part(parts_[p], [&](K key, uint64_t bit) { f(p, key, bit); });
     }
   }
 
@@ -333,7 +362,7 @@ class BracketSelection {
     Buffer<int64_t> left(parts_count_);  // ties kept from a part on
     for (int64_t p = 0; p < parts_count_; ++p) left[p] = 0;
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
-      for_collected(first, last, [&](int64_t p, K key, bool*) { left[p] += key == selection_.prefix; });
+      for_collected(first, last, [&](int64_t p, K key, uint64_t) { left[p] += key == selection_.prefix; });
     });
     for (int64_t p = 0; p < parts_count_; ++p) {
       const int64_t here = left[p];
@@ -341,9 +370,9 @@ class BracketSelection {
       ties -= here;
     }
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
-      for_collected(first, last, [&](int64_t p, K key, bool* place) {
+      for_collected(first, last, [&](int64_t p, K key, uint64_t bit) {
         const bool keep = key > selection_.prefix || (key == selection_.prefix && left[p]-- > 0);
-        if (keep) *place = true;
+        if (keep) keep_bit(bit);
       });
     });
   }
@@ -362,16 +391,14 @@ class BracketSelection {
   }
 
   const SelectTensor* tensors_;
-  int64_t count_;
   SelectTiles& tiles_;
-  int64_t total_;
   const Keys& source_;
   int64_t k_;
   const Pool& pool_;
   int64_t parts_count_;
   Buffer<Part> parts_;
   Collected<K> collected_;
-  Bracket<K> bracket_{};
+  Bracket<K> bracket_;
   Selection<K> selection_{};
   Found found_ = Found::missed;
   bool overflow_ = false;

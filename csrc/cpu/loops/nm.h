@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../../math/group.h"
-#include "chunk.h"
+#include "select.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
@@ -26,7 +26,7 @@ struct GroupWord<8> {
 // Groups of a fixed small size: all pairs are compared in registers, for many groups at once, and the mask of
 // a group is written as one word.
 template <int kM, class K>
-void keep_best_of(const K* keys, int64_t groups, int64_t n, bool* mask) {
+void keep_best_of(const K* keys, int64_t groups, int64_t n, uint8_t* mask) {
   using Word = typename GroupWord<kM>::type;
   for (int64_t g = 0; g < groups; ++g) {
     int32_t rank[kM] = {};
@@ -48,7 +48,7 @@ void keep_best_of(const K* keys, int64_t groups, int64_t n, bool* mask) {
 
 // Groups of any size: the keys of a chunk are turned so that position j of all groups lies together.
 template <class K>
-void keep_best_turned(const K* keys, int64_t groups, int64_t n, int64_t m, bool* mask) {
+void keep_best_turned(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mask) {
   K turned[kChunk];
   uint8_t rank[kChunk];
   for (int64_t j = 0; j < m; ++j) {
@@ -72,7 +72,7 @@ void keep_best_turned(const K* keys, int64_t groups, int64_t n, int64_t m, bool*
 }
 
 template <class K>
-void keep_best(const K* keys, int64_t groups, int64_t n, int64_t m, bool* mask) {
+void keep_best(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mask) {
   switch (m) {
     case 2:
       return keep_best_of<2>(keys, groups, n, mask);
@@ -87,13 +87,14 @@ void keep_best(const K* keys, int64_t groups, int64_t n, int64_t m, bool* mask) 
 
 template <class T>
 void nm_groups(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, const Pool& pool) {
-  const int64_t groups = tensor.numel / m, per_chunk = kChunk / m;
+  // A multiple of 8, so that every chunk of a packed mask begins with a byte.
+  const int64_t groups = tensor.numel / m, per_chunk = kChunk / m / 8 * 8;
   parallel(pool, ceil_div(groups, per_chunk), [&](int64_t first, int64_t last) {
     Key<T> keys[kChunk];
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t begin = chunk * per_chunk, some = min64(per_chunk, groups - begin);
       key_chunk<T>(tensor, metric, begin * m, some * m, keys);
-      keep_best(keys, some, n, m, reinterpret_cast<bool*>(tensor.mask) + begin * m);
+      put_mask(tensor, begin * m, some * m, [&](uint8_t* mask) { keep_best(keys, some, n, m, mask); });
     }
   });
 }

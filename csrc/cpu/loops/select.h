@@ -1,8 +1,8 @@
-// Exact selection over a list of tensors by rounds of digit counts: five reads of the scores, no extra
-// memory.
+// What the selections over a list of tensors share: keys of tiles, counts, and writing masks.
 #pragma once
 
 #include "../../math/radix.h"
+#include "bits.h"
 #include "chunk.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
@@ -28,36 +28,29 @@ void add_counts(const int64_t* local, int bins, int64_t* counts) {
   }
 }
 
-// Adds to `counts` how many keys of the current prefix have each digit.
+// How many keys of each tensor share the prefix with each next digit; `counts` has R::kBins for each tensor.
 template <class T>
-void count_digits(SelectTiles& tiles, Metric metric, Key<T> prefix, int round, int64_t* counts,
-                  const Pool& pool) {
+void count_digits_as(const SelectTensor* tensors, int64_t count, Metric metric, Key<T> prefix, int round,
+                     int64_t* counts, const Pool& pool) {
   using R = WideRadix<Key<T>>;
-  parallel(pool, tiles.tiles(), [&](int64_t first, int64_t last) {
+  memset(counts, 0, static_cast<size_t>(count * R::kBins) * sizeof(int64_t));
+  SelectTiles tiles(tensors, count);
+  tiles.for_all(pool, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
     int64_t local[2][R::kBins] = {};  // two, so that a run of equal keys does not wait for itself
-    tiles.for_range(first, last, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
-      for_keys<T>(tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t) {
-        for (int64_t i = 0; i < n; ++i) {
-          if (R::matches(keys[i], prefix, round)) ++local[i & 1][R::digit(keys[i], round)];
-        }
-      });
+    for_keys<T>(tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t) {
+      for (int64_t i = 0; i < n; ++i) {
+        if (R::matches(keys[i], prefix, round)) ++local[i & 1][R::digit(keys[i], round)];
+      }
     });
     for (int b = 0; b < R::kBins; ++b) local[0][b] += local[1][b];
-    add_counts(local[0], R::kBins, counts);
+    add_counts(local[0], R::kBins, counts + (&tensor - tensors) * R::kBins);
   });
 }
 
-// The k-th smallest key, k from 1.
-template <class T>
-Selection<Key<T>> select_kth(SelectTiles& tiles, Metric metric, int64_t k, const Pool& pool) {
-  using R = WideRadix<Key<T>>;
-  Selection<Key<T>> selection = start_selection<Key<T>>(k);
-  for (int round = 0; round < R::kRounds; ++round) {
-    int64_t counts[R::kBins] = {};
-    count_digits<T>(tiles, metric, selection.prefix, round, counts, pool);
-    decide_round<R>(selection, round, counts);
-  }
-  return selection;
+void count_digits(const SelectTensor* tensors, int64_t count, Metric metric, const int64_t* prefix, int round,
+                  bool wide, int64_t* counts, const Pool& pool) {
+  wide ? count_digits_as<double>(tensors, count, metric, static_cast<uint64_t>(*prefix), round, counts, pool)
+       : count_digits_as<float>(tensors, count, metric, static_cast<uint32_t>(*prefix), round, counts, pool);
 }
 
 // Ties with the threshold are kept before this place and pruned from it on.
@@ -100,9 +93,32 @@ Cut find_cut(SelectTiles& tiles, Metric metric, Key<T> key, int64_t kept, int64_
   return cut;
 }
 
+// fill(bytes) makes the mask of the entries [begin, begin + n), a byte each: in place, or to be packed. n is
+// at most kChunk, and begin a multiple of 8.
+template <class F>
+void put_mask(const SelectTensor& tensor, int64_t begin, int64_t n, const F& fill) {
+  if (!tensor.packed) return fill(tensor.mask + begin);
+  uint8_t bytes[kChunk];
+  fill(bytes);
+  pack_bits(bytes, n, tensor.mask + begin / 8);
+}
+
+// The address of an entry's mask in bits; the byte of a mask that is not packed is its lowest bit.
+uint64_t mask_bit(const SelectTensor& tensor, int64_t entry) {
+  const uint64_t begin = reinterpret_cast<uintptr_t>(tensor.mask);
+  return tensor.packed ? begin * 8 + static_cast<uint64_t>(entry)
+                       : (begin + static_cast<uint64_t>(entry)) * 8;
+}
+
+void keep_bit(uint64_t bit) {
+  *reinterpret_cast<uint8_t*>(bit / 8) |= static_cast<uint8_t>(1u << (bit % 8));
+}
+
+// Keeps what is above the threshold, and its ties among the first `ties_end` keys.
 template <class K>
-void write_mask(const K* keys, int64_t n, K threshold, int64_t ties_before, bool* mask) {
-  const int64_t split = ties_before < 0 ? 0 : min64(ties_before, n);
+void keep_above(const K* __restrict keys, int64_t n, K threshold, int64_t ties_end,
+                uint8_t* __restrict mask) {
+  const int64_t split = ties_end < 0 ? 0 : min64(ties_end, n);
   for (int64_t i = 0; i < split; ++i) mask[i] = keys[i] >= threshold;
   for (int64_t i = split; i < n; ++i) mask[i] = keys[i] > threshold;
 }
@@ -112,27 +128,16 @@ template <class T>
 void write_tiles(SelectTiles& tiles, Metric metric, Key<T> threshold, const Cut& cut, int64_t first,
                  int64_t last, const Pool& pool) {
   parallel(pool, last - first, [&](int64_t begin_tile, int64_t end_tile) {
-    tiles.for_range(first + begin_tile, first + end_tile,
-                    [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t tile) {
-                      const int64_t ties_end = tile < cut.tile ? length : tile == cut.tile ? cut.offset : 0;
-                      for_keys<T>(tensor, metric, begin, length,
-                                  [&](const Key<T>* keys, int64_t n, int64_t offset) {
-                                    write_mask(keys, n, threshold, ties_end - offset,
-                                               reinterpret_cast<bool*>(tensor.mask) + begin + offset);
-                                  });
-                    });
+    tiles.for_range(
+        first + begin_tile, first + end_tile,
+        [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t tile) {
+          const int64_t ties_end = tile < cut.tile ? length : tile == cut.tile ? cut.offset : 0;
+          for_keys<T>(tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t offset) {
+            put_mask(tensor, begin + offset, n,
+                     [&](uint8_t* mask) { keep_above(keys, n, threshold, ties_end - offset, mask); });
+          });
+        });
   });
-}
-
-template <class T>
-void mask_by_radix(SelectTiles& tiles, Metric metric, int64_t k, bool prune_ties, const Pool& pool) {
-  const auto selection = select_kth<T>(tiles, metric, k, pool);
-  const int64_t kept = prune_ties ? 0 : selection.ties_kept(), last = tiles.tiles();
-  Cut cut{kept == 0 ? 0 : last, 0};
-  if (kept != 0 && kept != selection.equal) {
-    cut = find_cut<T>(tiles, metric, selection.prefix, kept, 0, last, pool);
-  }
-  write_tiles<T>(tiles, metric, selection.prefix, cut, 0, last, pool);
 }
 
 }  // namespace

@@ -20,16 +20,6 @@ struct Totals {
   }
 };
 
-// Prunes the k lowest, 0 < k < total, in one pass over the keys of `source`; false where the pass failed.
-template <class T, class Keys>
-bool mask_by_bracket(const SelectTensor* tensors, int64_t count, SelectTiles& tiles, int64_t total,
-                     const Keys& source, int64_t k, bool prune_ties, const Pool& pool) {
-  BracketSelection<T, Keys> selection(tensors, count, tiles, total, source, k, pool);
-  if (!selection.run(true)) return false;
-  selection.finish_masks(prune_ties);
-  return true;
-}
-
 // Below this, handing work to other threads takes longer than the work.
 constexpr int64_t kThreadsFrom = 1 << 18;
 constexpr Pool kAlone{1, nullptr};
@@ -40,13 +30,21 @@ struct ArraySelection {
   K threshold;
   int64_t cut;
 
-  // Prunes the k lowest of n keys, 0 < k < n; `keys` has room for n more.
+  // Prunes the k lowest of n keys, 0 < k < n; behind the keys is room for n + kCompactRoom more.
   ArraySelection(K* keys, int64_t n, int64_t k, bool prune_ties) {
     const auto selection = select_in_array(keys, n, k, keys + n);
-    int64_t kept = prune_ties ? 0 : selection.ties_kept();
+    const int64_t kept = prune_ties ? 0 : selection.ties_kept();
     threshold = selection.prefix;
-    cut = kept == selection.equal ? n : 0;
-    for (; cut < n && kept > 0; ++cut) kept -= keys[cut] == threshold;
+    cut = kept == selection.equal ? n : place_behind_tie(keys, n, threshold, kept);
+  }
+
+  // Writes the mask of a tensor whose keys begin at `first`.
+  void write(const K* keys, int64_t first, const SelectTensor& tensor) const {
+    for (int64_t at = 0; at < tensor.numel; at += kChunk) {
+      const int64_t n = min64(kChunk, tensor.numel - at);
+      put_mask(tensor, at, n,
+               [&](uint8_t* mask) { keep_above(keys + first + at, n, threshold, cut - first - at, mask); });
+    }
   }
 };
 
@@ -57,39 +55,90 @@ void keys_of(const SelectTensor& tensor, Metric metric, Key<T>* keys) {
   }
 }
 
-// Few entries, whose keys fit a cache: no sample is worth its time.
+// The keys of a whole list side by side, with room for as many and kCompactRoom more.
 template <class T>
-void mask_few(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric, int64_t k,
-              bool prune_ties) {
-  Buffer<Key<T>> keys(2 * total);
-  int64_t at = 0;
-  for (int64_t i = 0; i < count; at += tensors[i++].numel) keys_of<T>(tensors[i], metric, keys.data() + at);
-  const ArraySelection<Key<T>> selection(keys.data(), total, k, prune_ties);
-  at = 0;
-  for (int64_t i = 0; i < count; at += tensors[i++].numel) {
-    write_mask(keys.data() + at, tensors[i].numel, selection.threshold, selection.cut - at,
-               reinterpret_cast<bool*>(tensors[i].mask));
+class AllKeys {
+ public:
+  AllKeys(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric)
+      : keys_(2 * total + kCompactRoom) {
+    Key<T>* next = keys_.data();
+    for (int64_t i = 0; i < count; next += tensors[i++].numel) keys_of<T>(tensors[i], metric, next);
   }
+  Key<T>* data() { return keys_.data(); }
+
+ private:
+  Buffer<Key<T>> keys_;
+};
+
+// Few entries, whose keys fit a cache: no pass over memory is saved.
+template <class T>
+void mask_few(const SelectTensor* tensors, int64_t count, int64_t total, const SelectRule& rule) {
+  AllKeys<T> keys(tensors, count, total, rule.metric);
+  const ArraySelection<Key<T>> selection(keys.data(), total, rule.k, rule.prune_ties);
+  int64_t first = 0;
+  for (int64_t i = 0; i < count; first += tensors[i++].numel) selection.write(keys.data(), first, tensors[i]);
+}
+
+// A bracket to pass over a list with, and what the pass may collect inside of it.
+template <class K>
+struct PassPlan {
+  Bracket<K> bracket;
+  int64_t capacity;
+};
+
+template <class T, class Keys>
+PassPlan<Key<T>> plan_by_sample(const SelectTensor* tensors, int64_t count, int64_t total, const Keys& source,
+                                int64_t k, const Pool& pool) {
+  const int64_t size = sample_size(total, kMostSampled);
+  return {sample_bracket<T>(tensors, count, total, source, k, size, pool), bracket_capacity(size, total)};
+}
+
+// Constant memory, and for certain: the sampled bracket is narrowed by counting reads.
+template <class T, class Keys>
+PassPlan<Key<T>> plan_by_counts(const SelectTensor* tensors, int64_t count, int64_t total, SelectTiles& tiles,
+                                const Keys& source, int64_t k, const Pool& pool) {
+  const int64_t size = sample_size(total, kFewSampled);
+  const auto sampled = sample_bracket<T>(tensors, count, total, source, k, size, pool);
+  return {count_bracket<T>(tensors, tiles, source, k, sampled, kFewCollected, pool), kFewCollected};
+}
+
+// Calls pass(plan) with a sampled bracket and, where that fails or may not be used, with a counted one.
+template <class T, class Pass>
+void pass_over(const SelectTensor* tensors, int64_t count, int64_t total, SelectTiles& tiles,
+               const SelectRule& rule, const Pool& pool, const Pass& pass) {
+  const MetricKeys<T> source{tensors, rule.metric};
+  if (!rule.strict && pass(source, plan_by_sample<T>(tensors, count, total, source, rule.k, pool))) return;
+  pass(source, plan_by_counts<T>(tensors, count, total, tiles, source, rule.k, pool));
+}
+
+// Prunes the k lowest, 0 < k < total, in one pass over the keys of `source`; false where the pass failed.
+template <class T, class Keys>
+bool mask_by_pass(const SelectTensor* tensors, SelectTiles& tiles, const Keys& source, const SelectRule& rule,
+                  const PassPlan<Key<T>>& plan, const Pool& pool) {
+  BracketSelection<T, Keys> selection(tensors, tiles, source, rule.k, plan.bracket, plan.capacity, pool);
+  if (!selection.run(true)) return false;
+  selection.finish_masks(rule.prune_ties);
+  return true;
 }
 
 template <class T>
 void topk_mask_as(const SelectTensor* tensors, int64_t count, int64_t total, const SelectRule& rule,
                   const Pool& pool) {
-  if (total < kBracketFrom) {
-    return mask_few<T>(tensors, count, total, rule.metric, rule.k, rule.prune_ties);
-  }
+  if (total < kBracketFrom) return mask_few<T>(tensors, count, total, rule);
   SelectTiles tiles(tensors, count);
-  const MetricKeys<T> source{tensors, rule.metric};
   const Pool& threads = total < kThreadsFrom ? kAlone : pool;
-  if (!mask_by_bracket<T>(tensors, count, tiles, total, source, rule.k, rule.prune_ties, threads)) {
-    mask_by_radix<T>(tiles, rule.metric, rule.k, rule.prune_ties, threads);
-  }
+  pass_over<T>(tensors, count, total, tiles, rule, threads, [&](const auto& source, const auto& plan) {
+    return mask_by_pass<T>(tensors, tiles, source, rule, plan, threads);
+  });
 }
 
 void fill_masks(const SelectTensor* tensors, int64_t count, bool keep, const Pool& pool) {
   SelectTiles(tensors, count)
       .for_all(pool, [&](const SelectTensor& t, int64_t begin, int64_t length, int64_t) {
-        memset(t.mask + begin, keep, static_cast<size_t>(length));
+        for (int64_t at = begin; at < begin + length; at += kChunk) {
+          const int64_t n = min64(kChunk, begin + length - at);
+          put_mask(t, at, n, [&](uint8_t* mask) { memset(mask, keep, static_cast<size_t>(n)); });
+        }
       });
 }
 
@@ -105,7 +154,8 @@ bool update_and_mask(const UpdateTensor* updates, const SelectTensor* tensors, i
                      const UpdateRule& update, const SelectRule& select, const Pool& pool) {
   SelectTiles tiles(tensors, count);
   const UpdatedKeys<T> source{updates, update, tensors};
-  return mask_by_bracket<T>(tensors, count, tiles, total, source, select.k, select.prune_ties, pool);
+  const auto plan = plan_by_sample<T>(tensors, count, total, source, select.k, pool);
+  return mask_by_pass<T>(tensors, tiles, source, select, plan, pool);
 }
 
 void update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
@@ -125,13 +175,21 @@ void update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, 
 template <class T>
 Key<T> kth_key(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric, int64_t k,
                const Pool& pool) {
-  SelectTiles tiles(tensors, count);
-  if (total >= kBracketFrom) {
-    const MetricKeys<T> source{tensors, metric};
-    BracketSelection<T, MetricKeys<T>> selection(tensors, count, tiles, total, source, k, pool);
-    if (selection.run(false)) return selection.threshold();
+  if (total < kBracketFrom) {
+    AllKeys<T> keys(tensors, count, total, metric);
+    return select_in_array(keys.data(), total, k, keys.data() + total).prefix;
   }
-  return select_kth<T>(tiles, metric, k, pool).prefix;
+  SelectTiles tiles(tensors, count);
+  Key<T> key = 0;
+  const SelectRule rule{metric, k, false, false};
+  pass_over<T>(tensors, count, total, tiles, rule, pool, [&](const auto& source, const auto& plan) {
+    BracketSelection<T, MetricKeys<T>> selection(tensors, tiles, source, k, plan.bracket, plan.capacity,
+                                                 pool);
+    const bool found = selection.run(false);
+    key = selection.threshold();
+    return found;
+  });
+  return key;
 }
 
 template <class T>
@@ -148,15 +206,15 @@ void kth_value(const SelectTensor* tensors, int64_t count, Metric metric, int64_
               : kth_value_as<float>(tensors, count, totals.entries, metric, k, value, dtype, pool);
 }
 
-// One row of a tensor as a tensor. Rows divide the last dimension, so that the norms of a row are
-// consecutive.
+// One row of a tensor as a tensor; packed rows begin with a byte. Rows divide the last dimension, so that the
+// norms of a row are consecutive.
 SelectTensor row_of(const SelectTensor& t, int64_t index, int64_t row) {
   SelectTensor part = t;
   const int64_t begin = index * row;
   part.weight = advance(t.weight, t.weight_dtype, begin);
   if (t.grad != nullptr) part.grad = advance(t.grad, t.grad_dtype, begin);
   if (t.norm != nullptr) part.norm = t.norm + begin % t.cols;
-  part.mask = t.mask + begin;
+  part.mask = t.mask + (t.packed ? begin / 8 : begin);
   part.numel = part.cols = row;
   return part;
 }
@@ -164,22 +222,19 @@ SelectTensor row_of(const SelectTensor& t, int64_t index, int64_t row) {
 // Rows up to this length are selected among their keys in the second-level cache.
 constexpr int64_t kRowInCache = 1 << 15;
 
-// Prunes the k lowest of a row, 0 < k < length; `keys` has room for the row twice.
-template <class T>
-void mask_cached_row(const SelectTensor& row, Metric metric, int64_t k, Key<T>* keys) {
-  keys_of<T>(row, metric, keys);
-  const ArraySelection<Key<T>> selection(keys, row.numel, k, false);
-  write_mask(keys, row.numel, selection.threshold, selection.cut, reinterpret_cast<bool*>(row.mask));
-}
-
 template <class T>
 void mask_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, int64_t first,
                int64_t last) {
-  Buffer<Key<T>> keys(2 * min64(row, kRowInCache));
+  const int64_t cached = min64(row, kRowInCache);
+  Buffer<Key<T>> keys(2 * cached + kCompactRoom);
   for (int64_t r = first; r < last; ++r) {
     const SelectTensor part = row_of(tensor, r, row);
-    row <= kRowInCache ? mask_cached_row<T>(part, metric, k, keys.data())
-                       : topk_mask_as<T>(&part, 1, row, {metric, k, false, false}, kAlone);
+    if (row > kRowInCache) {
+      topk_mask_as<T>(&part, 1, row, {metric, k, false, false}, kAlone);
+      continue;
+    }
+    keys_of<T>(part, metric, keys.data());
+    ArraySelection<Key<T>>(keys.data(), row, k, false).write(keys.data(), 0, part);
   }
 }
 

@@ -1,0 +1,57 @@
+// Masks as bits, and as bytes of 0 or 1.
+#pragma once
+
+#include "../../math/portable.h"
+
+#if defined(PRUNEOPS_AVX512)
+#include <immintrin.h>
+#endif
+
+namespace pruneops::cpu::PRUNEOPS_ISA {
+namespace {
+
+// The 8 bits of a byte as 8 bytes of 0 or 1, lowest first: each bit is isolated in a byte of its own, and
+// adding 0x7f carries into that byte's top bit where it is set.
+PRUNEOPS_HD uint64_t spread_bits(uint8_t bits) {
+  const uint64_t isolated = (bits * 0x0101010101010101u) & 0x8040201008040201u;
+  return ((isolated + 0x7f7f7f7f7f7f7f7fu) >> 7) & 0x0101010101010101u;
+}
+
+// The inverse: the product moves byte i, times 2^(56 - 7 i), to bit 56 + i.
+PRUNEOPS_HD uint8_t gather_bits(uint64_t bytes) {
+  return static_cast<uint8_t>((bytes * 0x0102040810204080u) >> 56);
+}
+
+// Bits [begin, begin + n) as bytes; begin is a multiple of 8.
+void unpack_bits(const uint8_t* packed, int64_t begin, int64_t n, uint8_t* bytes) {
+  const uint8_t* source = packed + begin / 8;
+  const int64_t whole = n / 8;
+  for (int64_t i = 0; i < whole; ++i) {
+    const uint64_t spread = spread_bits(source[i]);
+    memcpy(bytes + i * 8, &spread, 8);
+  }
+  for (int64_t i = whole * 8; i < n; ++i) bytes[i] = (source[whole] >> (i - whole * 8)) & 1;
+}
+
+// n bytes of 0 or 1 as bits; the unused bits of the last byte are 0.
+void pack_bits(const uint8_t* bytes, int64_t n, uint8_t* packed) {
+  const int64_t whole = n / 8;
+  int64_t i = 0;
+#if defined(PRUNEOPS_AVX512)
+  for (; i + 8 <= whole; i += 8) {
+    const __m512i some = _mm512_loadu_si512(bytes + i * 8);
+    const uint64_t packed64 = _mm512_test_epi8_mask(some, some);
+    memcpy(packed + i, &packed64, 8);
+  }
+#endif
+  for (; i < whole; ++i) {
+    uint64_t eight;
+    memcpy(&eight, bytes + i * 8, 8);
+    packed[i] = gather_bits(eight);
+  }
+  if (n % 8 != 0) packed[whole] = 0;
+  for (i = whole * 8; i < n; ++i) packed[whole] |= static_cast<uint8_t>(bytes[i] << (i - whole * 8));
+}
+
+}  // namespace
+}  // namespace pruneops::cpu::PRUNEOPS_ISA

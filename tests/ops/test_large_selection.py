@@ -1,0 +1,145 @@
+"""topk_mask and kth_value where they pass over the scores with a sampled bracket, and where that fails."""
+
+from functools import partial
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from hostile import DTYPES, VALUES, values
+from tensors import array, assert_all_same, assert_same, tensor
+
+from pruneops import ops
+
+N = 300_000
+#: Tensors of a list; the pass begins above 2^18 entries in all.
+SHAPES = [(0,), (1,), (4099,), (500, 300), (7, 8, 9), (150_001,), (0, 4)]
+
+
+def check(device, scores, keep, dtype="float32"):
+    given = [tensor(score, dtype, device) for score in scores]
+    for ties in ("exact", "threshold"):
+        expected = oracle.topk_mask(scores, keep, ties)
+        bits = [np.packbits(mask.ravel(), bitorder="little") for mask in expected]
+        for strict in (False, True):
+            assert_all_same(ops.topk_mask(given, keep=keep, ties=ties, strict=strict), expected)
+            assert_all_same(ops.topk_mask(given, keep=keep, ties=ties, strict=strict, packed=True), bits)
+    pruned = sum(score.size for score in scores) - keep
+    if pruned:
+        value = oracle.kth_value(scores, pruned)
+        assert_same(ops.kth_value(given, pruned).to(torch.float64), np.float64(value).reshape(()))
+
+
+@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values(device, name, dtype):
+    score = values(name, (N,), dtype)
+    check(device, [score], N // 2, dtype)
+    if dtype == "float32":
+        check(device, [score], N // 10)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 100, 30_000, 299_999])
+def test_ends(device, keep):
+    for name in ("normal", "few_distinct", "everything"):
+        check(device, [values(name, (N,))], keep)
+
+
+@pytest.mark.parametrize("name", ["normal", "few_distinct", "all_equal", "everything", "one_outlier"])
+def test_lists(device, name):
+    scores = [values(name, shape, seed=i) for i, shape in enumerate(SHAPES)]
+    total = sum(score.size for score in scores)
+    for keep in (total // 3, total - 5):
+        check(device, scores, keep)
+
+
+def sampled_positions(n):
+    """The places that csrc/math/bracket.h samples of n entries on the CPU: one in each of n / 64 stretches."""
+    size = n // 64
+    j = np.arange(size, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        x = j * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x632BE59BD9B4E019)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        random = (x ^ (x >> np.uint64(31))) >> np.uint64(32)
+    stretch, rest = divmod(n, size)
+    index = j.astype(np.int64)
+    length = (stretch + (index < rest)).astype(np.uint64)
+    return index * stretch + np.minimum(index, rest) + ((random * length) >> np.uint64(32)).astype(np.int64)
+
+
+@pytest.mark.parametrize("planted", [-100.0, 100.0, np.nan, 0.0, 0.25])
+@pytest.mark.parametrize("name", ["normal", "few_distinct", "denormals"])
+def test_a_sample_that_misleads(device, name, planted):
+    """All that is sampled is one value, or two far apart, so that the bracket misses or holds almost everything."""
+    score = values(name, (N,))
+    positions = sampled_positions(N)
+    score[positions] = planted
+    check(device, [score], N // 2)
+    score[positions[::2]] = -planted
+    check(device, [score], N // 2)
+
+
+def test_the_update_is_made_once_where_the_sample_misleads(device):
+    weight = values("normal", (N,))
+    weight[sampled_positions(N)] = 100.0
+    score, given = torch.ones(N, device=device), tensor(weight, device=device)
+    mask = ops.update_topk_mask_(score, given, None, metric="magnitude", alpha=0.5, keep=N // 2)
+    expected = np.float32(0.5) + np.abs(weight)
+    assert_same(score, expected)
+    assert_same(mask, oracle.topk_mask([expected], N // 2)[0])
+
+
+def test_memory_of_a_strict_selection_does_not_grow():
+    """Beside the mask, no matter how many entries there are."""
+    from bench.memory import peak_extra
+
+    peaks = []
+    for n in (2**22, 2**24):
+        score, out = torch.randn(n), torch.ones(n, dtype=torch.bool)
+        select = partial(ops.topk_mask, score, sparsity=0.5, strict=True, out=out)
+        select()  # memory that is kept between calls
+        peaks.append(peak_extra(select, "cpu"))
+    assert max(peaks) < 8 * 2**20
+
+
+def test_counts_of_digits_find_the_kth_value(device):
+    """Three rounds of counts, added up over tensors, as another process would do it."""
+    scores = [values("wide_range", shape, seed=i) for i, shape in enumerate(SHAPES)]
+    given = [tensor(score, device=device) for score in scores]
+    total = sum(score.size for score in scores)
+    for k in (1, 1000, total // 2, total):
+        prefix, below = 0, 0
+        for round in range(3):
+            counts = ops.count_digits(given, torch.tensor(prefix, device=device), round)
+            assert counts.shape == (len(SHAPES), 2048)
+            reached = below + array(counts).sum(0).cumsum()
+            digit = int(np.searchsorted(reached, k))
+            prefix |= digit << max(0, 32 - 11 * (round + 1))
+            below = int(reached[digit] - array(counts).sum(0)[digit])
+        top = prefix >> 31
+        bits = np.uint32(prefix ^ 0x80000000 if top else ~prefix & 0xFFFFFFFF)
+        assert bits.view(np.float32) + 0.0 == np.float32(oracle.kth_value(scores, k))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["everything", "denormals", "few_distinct"])
+def test_counts_of_digits(device, name, dtype):
+    """Against keys made from the bits in NumPy."""
+    score = values(name, (5000,), dtype)
+    kind, wide = (np.float64, np.uint64) if dtype == "float64" else (np.float32, np.uint32)
+    size = 8 * np.dtype(kind).itemsize
+    bits = (score.astype(kind) + kind(0)).view(wide)
+    sign = wide(1 << (size - 1))
+    keys = np.where(np.isnan(score), wide(0), np.where(bits & sign, ~bits, bits | sign))
+    wanted = int(np.sort(keys)[2500])
+    prefix = 0
+    for round in range(-(-size // 11)):
+        shift, before = (max(0, size - 11 * r) for r in (round + 1, round))
+        same = [int(key) for key in keys if round == 0 or int(key) >> before == prefix >> before]
+        expected = np.bincount([(key >> shift) & ((1 << (before - shift)) - 1) for key in same], minlength=2048)
+        signed = prefix - 2**64 if prefix >= 2**63 else prefix
+        given = [tensor(score, dtype, device), tensor(score[:0], dtype, device)]
+        counts = array(ops.count_digits(given, torch.tensor([signed], device=device), round))
+        np.testing.assert_array_equal(counts, [expected, np.zeros(2048)])
+        prefix |= wanted >> shift << shift
