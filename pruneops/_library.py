@@ -293,7 +293,8 @@ def update_topk_mask_(
 
 def _write_mask(target: Tensor, mask: Tensor) -> None:
     """``mask``, or its bits, into a given one."""
-    target.copy_((pack_mask(mask) if target.dtype == torch.uint8 else mask).reshape(target.shape))
+    written: Any = pack_mask(mask) if target.dtype == torch.uint8 else mask
+    target.copy_(written.reshape(target.shape))
 
 
 def _one_score(score: Tensor, metric, grad, input_norm) -> Tensor:
