@@ -15,7 +15,7 @@ INC := build/neural_compressor
 INC_TESTS := tests/integrations/test_neural_compressor.py \
              tests/gradient_sensitivity/test_sensitivity_against_inc.py
 
-.PHONY: demo test lint bench kernels mutate clean
+.PHONY: demo test lint sanitize bench kernels mutate clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
@@ -23,6 +23,7 @@ demo: $(VENV)/.demo
 test: lint $(INC)/.installed
 	$(BIN)/python -m pytest
 	PYTHONPATH=$(INC) $(BIN)/python -m pytest $(INC_TESTS)
+	$(MAKE) sanitize
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -30,6 +31,10 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
 	@echo "clang-format: $(words $(FORMATTED)) files already formatted"
 	$(BIN)/mypy
+
+# The tests of kernels and operators under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
+sanitize: $(VENV)/.dev
+	$(BIN)/python tests/sanitize.py
 
 bench: $(VENV)/.dev
 	PYTHON=$(BIN)/python bench/run.sh

@@ -3,7 +3,8 @@
 It is built on PyTorch's stable ABI and uses no Python API, so that one binary serves every torch from 2.10 on and
 every Python. Environment: FORCE_CUDA=1 (also without a GPU or a CUDA build of torch) or FORCE_CUDA=0; otherwise CUDA
 is built where nvcc is found. TORCH_CUDA_ARCH_LIST chooses the architectures, CUDA_HOME the toolkit, MAX_JOBS the
-number of compilers at a time.
+number of compilers at a time. PRUNEOPS_SANITIZE=address,undefined builds a library that checks itself, in
+build/address-undefined instead of the package (tests/sanitize.py runs tests on it); it has no CUDA kernels.
 """
 
 import os
@@ -17,6 +18,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
 DEFAULT_ARCHS = "8.0 9.0 10.0+PTX"
+SANITIZE = os.environ.get("PRUNEOPS_SANITIZE", "")
 
 
 def cuda_home() -> Path | None:
@@ -33,7 +35,7 @@ def cuda_home() -> Path | None:
 
 def wanted_cuda() -> Path | None:
     """The toolkit to build with: FORCE_CUDA decides, otherwise its presence does."""
-    force = os.environ.get("FORCE_CUDA")
+    force = "0" if SANITIZE else os.environ.get("FORCE_CUDA")
     if force not in (None, "0", "1"):
         raise SystemExit(f"pruneops: FORCE_CUDA must be 0 or 1, got {force!r}")
     home = None if force == "0" else cuda_home()
@@ -47,6 +49,22 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
+def sanitizers() -> list[str]:
+    """The flags that PRUNEOPS_SANITIZE asks for; as in CMakeLists.txt."""
+    if not SANITIZE:
+        return []
+    return [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all", "-O1", "-g"]
+
+
+class Build(cpp_extension.BuildExtension):
+    """Keeps a library with sanitizers, which only loads into a process that brings them, out of the package."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if SANITIZE and (self.inplace or self.editable_mode):
+            raise SystemExit("pruneops: PRUNEOPS_SANITIZE builds beside the package: setup.py build_ext")
+
+
 def extension() -> cpp_extension.CppExtension:
     # One rounding per operation is a promise of the library: no contraction to fused multiply-adds.
     cxx = ["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-g0"]
@@ -54,9 +72,10 @@ def extension() -> cpp_extension.CppExtension:
     macros = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
     home = wanted_cuda()
     if home is None:
+        checks = sanitizers()
         return cpp_extension.CppExtension(
             "pruneops._C", sources("csrc/cpu/*.cpp", "csrc/ops/*.cpp"), define_macros=macros,
-            extra_compile_args={"cxx": cxx}, py_limited_api=True,
+            extra_compile_args={"cxx": cxx + checks}, extra_link_args=checks, py_limited_api=True,
         )  # fmt: skip
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS).replace(";", " ").split()
     # Absent from cpp_extension where torch itself has no CUDA.
@@ -73,8 +92,8 @@ def extension() -> cpp_extension.CppExtension:
 
 
 print(f"pruneops: building against torch {torch.__version__}")
-setup(
-    ext_modules=[extension()],
-    cmdclass={"build_ext": cpp_extension.BuildExtension},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+options = {"bdist_wheel": {"py_limited_api": "cp310"}}
+if SANITIZE:
+    beside = Path("build") / SANITIZE.replace(",", "-")
+    options["build_ext"] = {"build_lib": str(beside), "build_temp": str(beside / "objects")}
+setup(ext_modules=[extension()], cmdclass={"build_ext": Build}, options=options)

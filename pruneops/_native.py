@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -12,10 +13,20 @@ import torch
 from . import _library  # noqa: F401  the schemas must exist before kernels are added to them
 
 
+def _find() -> str | None:
+    """``_C*.so`` beside this file, unless ``PRUNEOPS_LIBRARY`` names another one."""
+    named = os.environ.get("PRUNEOPS_LIBRARY")
+    if named is None:
+        return next((str(path) for path in sorted(Path(__file__).parent.glob("_C*.so"))), None)
+    if not Path(named).is_file():
+        raise ImportError(f"pruneops: PRUNEOPS_LIBRARY names no file: {named!r}")
+    return str(Path(named).resolve())
+
+
 def _load() -> dict[str, object] | None:
-    """Load ``_C*.so`` beside this file; its build facts, or None (with a warning) where there is none."""
-    found = sorted(Path(__file__).parent.glob("_C*.so"))
-    if not found:
+    """Load the compiled library; its build facts, or None (with a warning) where there is none."""
+    path = _find()
+    if path is None:
         warnings.warn(
             "pruneops: the compiled library is missing (no _C*.so in the package); every operator uses the slow "
             "PyTorch reference. Install with: pip install --no-build-isolation .",
@@ -23,7 +34,6 @@ def _load() -> dict[str, object] | None:
             stacklevel=2,
         )
         return None
-    path = str(found[0])
     try:
         torch.ops.load_library(path)
         build_info = ctypes.CDLL(path).pruneops_build_info

@@ -39,8 +39,8 @@ def copy(tmp_path):
     return target
 
 
-def run(folder):
-    environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
+def run(folder, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(folder.parent), **environment}
     command = [sys.executable, "-c", USE]
     return subprocess.run(command, cwd=folder.parent, env=environment, capture_output=True, text=True, check=False)
 
@@ -82,6 +82,25 @@ def test_a_library_of_something_else_is_an_error(copy):
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: pruneops: the compiled library ")
+
+
+def test_a_library_may_be_named(copy):
+    library = pruneops.backend_info()["library"]
+    if library is None:
+        pytest.skip("no compiled library in the package")
+    done = run(copy, PRUNEOPS_LIBRARY=library)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["warnings"] == []
+    assert (told["info"]["cpu"], told["info"]["library"]) == ("native", library)
+
+
+@pytest.mark.parametrize("named", ["", "nowhere.so", "."])
+def test_a_named_library_that_is_not_there_is_an_error(copy, named):
+    done = run(copy, PRUNEOPS_LIBRARY=named)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f"ImportError: pruneops: PRUNEOPS_LIBRARY names no file: {named!r}"
 
 
 def test_native_library_is_used():

@@ -33,6 +33,12 @@ class Sparse:
         return self.memory.read(count * self.itemsize, (self.numel - count) * self.itemsize).view(dtype)
 
 
+def select_tensor(emulation, score, mask, cols):
+    return emulation.SelectTensor(
+        score.address, 0, 0, mask.address, score.numel, cols, *[emulation.Dtype.float32] * 2, False
+    )
+
+
 def half(x):
     return (x.view(np.uint32) >> 16).astype(np.uint16)
 
@@ -72,14 +78,14 @@ def test_update_block_scores(emulation, last_blocks):
 def test_topk_mask(emulation, last_blocks):
     tail = np.random.default_rng(0).permutation(TAIL).astype(np.float32) + 1
     score, mask = Sparse(emulation, PAST_32, 4).write(tail), Sparse(emulation, PAST_32, 1)
-    tensor = emulation.SelectTensor(score.address, 0, 0, mask.address, PAST_32, PAST_32, *[emulation.Dtype.float32] * 2)
+    tensor = select_tensor(emulation, score, mask, PAST_32)
     # The grid gives every block one tile, and the blocks that do not run count nothing: the k lowest are the k lowest
     # of the last tiles, which end with the tail.
     emulation.set_grid(-(-PAST_32 // 8192))
     last_blocks(1)
     in_tile = PAST_32 % 8192
     k = in_tile // 2
-    emulation.cuda.topk_mask([tensor], emulation.Metric.stored, k, False)
+    emulation.cuda.topk_mask([tensor], emulation.SelectRule(emulation.Metric.stored, k, False, False))
     last = tail[-in_tile:]
     assert_same(mask.read(bool, in_tile), oracle.keep_highest(last, in_tile - k))
 
@@ -113,7 +119,7 @@ def test_nm_mask(emulation, last_blocks, n, m):
     numel = PAST_32 // 40 * 40
     tail = values("few_distinct", (TAIL,))
     score, mask = Sparse(emulation, numel, 4).write(tail), Sparse(emulation, numel, 1)
-    tensor = emulation.SelectTensor(score.address, 0, 0, mask.address, numel, numel, *[emulation.Dtype.float32] * 2)
+    tensor = select_tensor(emulation, score, mask, numel)
     # A block takes 2,048 entries, or 6 groups of 5 for each of its 8 warps.
     last_blocks(20)
     emulation.cuda.nm_mask(tensor, emulation.Metric.stored, n, m)
@@ -125,7 +131,7 @@ def test_row_topk_mask(emulation, last_blocks):
     rows = PAST_32 // row
     tail = values("few_distinct", (row,))
     score, mask = Sparse(emulation, rows * row, 4).write(tail), Sparse(emulation, rows * row, 1)
-    tensor = emulation.SelectTensor(score.address, 0, 0, mask.address, rows * row, row, *[emulation.Dtype.float32] * 2)
+    tensor = select_tensor(emulation, score, mask, row)
     last_blocks(1)
     emulation.cuda.row_topk_mask(tensor, emulation.Metric.stored, row, row // 2)
     assert_same(mask.read(bool), oracle.row_topk_mask(tail, row - row // 2))
