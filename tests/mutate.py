@@ -111,7 +111,7 @@ def copy_tree(target):
 
 def run_tests(tree):
     """The first test that fails and what it says, or None."""
-    env = {**os.environ, "PRUNEOPS_EMULATION_SEED": "1", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PRUNEOPS_EMULATION_SEED": "1", "PYTHONPATH": str(ROOT), "HYPOTHESIS_PROFILE": "no_shrinking"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider", "-k", "not cpu",
                *map(str, sorted((tree / "tests/emulation").glob("test_emulated_*.py")))]  # fmt: skip
     done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
