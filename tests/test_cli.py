@@ -326,15 +326,22 @@ def test_help_and_version(capsys):
         assert "pruneops" in capsys.readouterr().out
 
 
-def test_a_criterion_of_the_users_own(single, tmp_path, monkeypatch):
-    (tmp_path / "my_criteria.py").write_text(
-        "import torch\n"
+@pytest.mark.parametrize(
+    "source",
+    [
         "from pruneops import PruningCriterion, register_criterion\n"
         "@register_criterion('smallest')\n"
         "class Smallest(PruningCriterion):\n"
         "    def on_step_begin(self):\n"
-        "        self.scores = {name: -weight.abs() for name, weight in self.modules.items()}\n"
-    )
+        "        self.scores = {name: -weight.abs() for name, weight in self.modules.items()}\n",
+        "from pruneops import criterion_from_metric\n"
+        "criterion_from_metric('smallest', metric='magnitude', beta=-1.0)\n",
+    ],
+    ids=["class", "metric"],
+)
+def test_a_criterion_of_the_users_own(source, single, tmp_path, monkeypatch):
+    (tmp_path / "my_criteria.py").write_text(source)
+    monkeypatch.delitem(sys.modules, "my_criteria", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     target = tmp_path / "pruned.safetensors"
     how = ("--sparsity", "0.5", "--criterion", "smallest", "--import", "my_criteria", "--scope", "local")

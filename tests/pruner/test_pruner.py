@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import ENTRIES, SHAPES, Model, blocks_of, loss_of, train, weights
 
 from pruneops import PruningCriterion, register_criterion
@@ -371,6 +372,24 @@ def test_detach_warns_when_the_schedule_has_not_ended():
     with pytest.warns(UserWarning, match=r"after step 2 of 4, at the scheduled sparsity 0\.25 instead of 0\.5"):
         report = pruner.detach()
     assert report.sparsity == 0.25
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
+def test_a_step_without_a_selection_is_two_calls_for_all_layers(pattern):
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.extend([function.name()] if function.namespace == "pruneops" else [])
+            return function(*args, **(kwargs or {}))
+
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)))
+    pruner = Pruner(model, pattern=pattern, sparsity=0.5, schedule="one_shot", end_step=1)
+    model(torch.randn(3, 8)).square().sum().backward()
+    for _ in range(2):
+        names: list[str] = []
+        with Calls():
+            pruner.on_before_optimizer_step()
+            pruner.on_after_optimizer_step()
+    assert names == [f"pruneops::update_{'block_' if pattern == '4x1' else ''}scores_", "pruneops::apply_masks_"]
 
 
 def test_masks_are_packed_and_block_scores_are_small():
