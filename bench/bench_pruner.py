@@ -2,7 +2,8 @@
 
 The cases time one step of :class:`pruneops.Pruner` without a selection (score update and mask application) on the
 85 million weights of the blocks, beside Neural Compressor 2.6's pruner where ``neural_compressor`` is importable.
-``python -m bench.bench_pruner`` runs the whole model and prints the shares of its forward and backward pass.
+``python -m bench.bench_pruner`` runs the whole model and prints the shares of its forward and backward pass, and what a
+step with a selection takes, of which a run has a hundred by default.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -56,11 +58,16 @@ class GPT(nn.Module):
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-class Pruneops:
-    """Our pruner, by hand, after its one selection."""
+#: Settings of our pruner: after its one selection, and with a selection in each of its steps.
+ONCE: dict[str, Any] = {"schedule": "one_shot", "end_step": 1}
+ALWAYS: dict[str, Any] = {"schedule": "linear", "initial_sparsity": SPARSITY / 2, "end_step": 100, "frequency": 1}
 
-    def __init__(self, model: nn.Module, pattern: str) -> None:
-        self.pruner = Pruner(model, pattern=pattern, sparsity=SPARSITY, schedule="one_shot", end_step=1)
+
+class Pruneops:
+    """Our pruner, by hand."""
+
+    def __init__(self, model: nn.Module, pattern: str, schedule: dict[str, Any] = ONCE) -> None:
+        self.pruner = Pruner(model, pattern=pattern, sparsity=SPARSITY, **schedule)
         self.step()
 
     def step(self) -> None:
@@ -153,11 +160,11 @@ def main() -> None:
         f"{args.length} tokens: {clock:.2f} s by the clock, {processor:.2f} s of the processor"
     )
     for pattern in ("4x1", "1x1"):
-        for name, kind in kinds().items():
+        for name, kind in (kinds() | {"pruneops, with a selection": partial(Pruneops, schedule=ALWAYS)}).items():
             pruner = kind(model.blocks, pattern)
             step = best(pruner.step, 3)
             print(
-                f"{name:8} {pattern}: step {1e3 * step[0]:.0f} ms by the clock ({step[0] / clock:.2%} of forward and "
+                f"{name}, {pattern}: step {1e3 * step[0]:.0f} ms by the clock ({step[0] / clock:.2%} of forward and "
                 f"backward), {1e3 * step[1]:.0f} ms of the processor ({step[1] / processor:.2%})",
                 flush=True,
             )
