@@ -15,7 +15,11 @@ INC := build/neural_compressor
 INC_TESTS := tests/integrations/test_neural_compressor.py \
              tests/gradient_sensitivity/test_sensitivity_against_inc.py
 
-.PHONY: demo test lint sanitize bench kernels mutate clean
+# Versions beside the ones that `make test` installs.
+OTHER_INC := 2.2.1 2.3.2 3.7.1
+OTHER_TORCH_PRUNING := 1.4.0 1.5.2
+
+.PHONY: demo test test-versions lint sanitize bench kernels mutate examples clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
@@ -24,6 +28,17 @@ test: lint $(INC)/.installed
 	$(BIN)/python -m pytest
 	PYTHONPATH=$(INC) $(BIN)/python -m pytest $(INC_TESTS)
 	$(MAKE) sanitize
+
+# The adapters against older and newer versions of the libraries that they serve.
+test-versions: $(OTHER_INC:%=test-neural-compressor-%) $(OTHER_TORCH_PRUNING:%=test-torch-pruning-%)
+
+test-neural-compressor-%: $(INC)/.installed $(VENV)/.dev
+	$(INSTALL) --no-deps --upgrade --target build/neural_compressor-$* neural-compressor==$*
+	PYTHONPATH=build/neural_compressor-$*:$(INC) $(BIN)/python -m pytest -rs tests/integrations/test_neural_compressor.py
+
+test-torch-pruning-%: $(VENV)/.dev
+	$(INSTALL) --no-deps --upgrade --target build/torch_pruning-$* torch-pruning==$*
+	PYTHONPATH=build/torch_pruning-$* $(BIN)/python -m pytest -rs tests/integrations/test_torch_pruning.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -46,6 +61,12 @@ kernels: $(VENV)/.dev
 # Plants faults in the kernels, one at a time, and asks the tests for each.
 mutate: $(VENV)/.dev
 	$(BIN)/python tests/mutate.py
+
+# Trains and prunes small models on real data; tables and pictures go to out/.
+examples: $(VENV)/.examples
+	$(BIN)/python examples/train_digits.py
+	$(BIN)/python examples/train_digits_trainer.py
+	$(BIN)/python examples/wanda_docstrings.py
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info pruneops/*.so
@@ -75,4 +96,8 @@ $(INC)/.installed: requirements/neural_compressor.txt | $(VENV)/.base
 $(VENV)/.dev: $(VENV)/.demo requirements/dev.txt
 	$(INSTALL) -r requirements/dev.txt
 	$(INSTALL) --no-deps -c requirements/constraints.txt torch-pruning
+	@touch $@
+
+$(VENV)/.examples: $(VENV)/.demo requirements/examples.txt
+	$(INSTALL) -r requirements/examples.txt
 	@touch $@

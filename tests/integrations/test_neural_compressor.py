@@ -67,7 +67,7 @@ def supported(kind, pruning_type, pattern, scope):
     if "progressive" in pruning_type:
         return pattern not in ("1x1", "2:4")
     if pruning_type == "retrain_free":
-        return kind is Transformer and pattern == "channelx1" and not EARLY
+        return pattern == "channelx1" and not EARLY
     return pruning_type != "block_mask" or ":" not in pattern
 
 
