@@ -3,7 +3,7 @@
     python examples/train_digits_trainer.py
 
 One run goes through; another is stopped half-way, as by a crash, and resumed from its last checkpoint. Both end with
-the same masks and the same weights, bit for bit.
+the same masks and the same weights, bit for bit. Needs `pip install 'pruneops[examples]'`.
 """
 
 from __future__ import annotations
