@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import ops
 from ._checks import BLOCK_METRICS, SCORE_METRICS, Checker
+from ._library import DIGIT_BITS, digit_shift
 from .patterns import Pattern, parse_pattern
 
 SCOPES = ("global", "local", "row")
@@ -217,6 +218,16 @@ class _Units:
         keep = sum(x.numel() for x in tensors) - prune
         return list(ops.topk_mask(tensors, keep=keep, metric=self.metric, grads=grads, input_norm=norms))
 
+    @property
+    def are_wide(self) -> bool:
+        """Whether the units are ranked in float64."""
+        return any(x.dtype == torch.float64 for x in (*self.tensors, *(self.grads or ())))
+
+    def count_digits(self, prefix: Tensor, round: int) -> Tensor:
+        return ops.count_digits(
+            self.tensors, prefix, round, metric=self.metric, grads=self.grads, input_norm=self.norms
+        )
+
     def rows(self, i: int, sparsity: float) -> Tensor:
         score, grad = self._seen(i, lambda x: x.flatten(1) if x.dim() > 1 else x)
         mask = ops.row_topk_mask(score, sparsity=sparsity, metric=self.metric, grads=grad, input_norm=self._norm(i))
@@ -366,32 +377,38 @@ def _select_bounded(
     min_sparsity: float | Mapping[str, float] | None,
     max_sparsity: float | None,
 ) -> list[Tensor]:
-    """The best global selection of ``budget`` pruned units with a lowest and a highest count per tensor.
-
-    The bounds clamp each tensor's count at one common threshold, so the method of Bitran and Hax (1981) for
-    separable allocation under box constraints is exact: select globally; if more units lie over the upper
-    bounds than below the lower ones, the threshold can only rise, so those tensors stay at their upper bound for
-    good (and the other way round); select among the rest with what is left. Each round settles a tensor.
-    """
+    """The best global selection of ``budget`` pruned units with a lowest and a highest count per tensor."""
     low, high = bounds(units.names, units.sizes, min_sparsity, max_sparsity)
     _check_bounds(check, units.names, units.sizes, budget, low, high)
-    masks: dict[int, Tensor] = {}
-    free = list(range(len(units.tensors)))
-    while True:
-        chosen = dict(zip(free, units.topk(free, budget), strict=True))
-        pruned = {i: units.sizes[i] - int(mask.sum()) for i, mask in chosen.items()}
-        over = {i: high[i] for i in free if pruned[i] > high[i]}
-        under = {i: low[i] for i in free if pruned[i] < low[i]}
-        if not over and not under:
-            masks.update(chosen)
-            return [masks[i] for i in range(len(units.tensors))]
-        excess = sum(pruned[i] - high[i] for i in over)
-        missing = sum(low[i] - pruned[i] for i in under)
-        settled = (over if excess >= missing else {}) | (under if missing >= excess else {})
-        for i, count in settled.items():
-            masks[i] = units.topk([i], count)[0]
-        budget -= sum(settled.values())
-        free = [i for i in free if i not in settled]
+    counts = _bounded_counts(units, budget, low, high) if units.tensors else []
+    return [units.topk([i], count)[0] for i, count in enumerate(counts)]
+
+
+def _bounded_counts(units: _Units, budget: int, low: list[int], high: list[int]) -> list[int]:
+    """How many units of each tensor are pruned, ``budget`` in all and each between its bounds.
+
+    The bounds clamp each tensor's count at one common threshold (Bitran and Hax, 1981). The clamped total only grows
+    with the threshold, so its digits are decided from counts like those of a selection without bounds: three reads of
+    the scores, whatever the number of tensors, and then each tensor is selected once.
+    """
+    device = units.tensors[0].device
+    least, most = (torch.tensor(x, device=device)[:, None] for x in (low, high))
+    below = torch.zeros_like(least)
+    prefix = torch.zeros((), dtype=torch.int64, device=device)
+    ranked = torch.float64 if units.are_wide else torch.float32
+    for round in range(-(-8 * ranked.itemsize // DIGIT_BITS)):
+        counts = units.count_digits(prefix, round)
+        reached = below + counts.cumsum(1)
+        digit = (reached.clamp(least, most).sum(0) < budget).sum()
+        tied = counts.index_select(1, digit[None])
+        below = reached.index_select(1, digit[None]) - tied
+        prefix = prefix | digit << digit_shift(ranked, round)
+    # Of the ties with the threshold, the last tensor's are pruned first.
+    pruned = below.clamp(least, most)
+    ties = (below + tied).clamp(least, most) - pruned
+    after = ties.flip(0).cumsum(0).flip(0) - ties
+    pruned = pruned + (budget - pruned.sum() - after).clamp(torch.zeros_like(ties), ties)
+    return pruned.flatten().tolist()
 
 
 def bounds(
