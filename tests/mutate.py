@@ -40,7 +40,12 @@ FAULTS = [
     Fault(
         "counts: lost barrier after clearing", "cuda/select.cuh", "counts[b] = 0;\n  __syncthreads();", "counts[b] = 0;"
     ),
-    Fault("counts: lost barrier before adding", "cuda/select.cuh", "total) {\n  __syncthreads();", "total) {"),
+    Fault(
+        "counts: lost barrier before adding",
+        "cuda/select.cuh",
+        "Count* total) {\n  __syncthreads();",
+        "Count* total) {",
+    ),
     Fault("blocks: lost barrier before finishing", "cuda/block.cuh", "= sums[i];\n  __syncthreads();", "= sums[i];"),
     Fault("blocks: lost barrier between tiles", "cuda/block.cuh", "  }\n  __syncthreads();\n}", "  }\n}"),
     Fault("rows: lost barrier between rows", "cuda/rows.cuh", "    }\n    __syncthreads();\n  }", "    }\n  }"),
@@ -81,12 +86,41 @@ FAULTS = [
     Fault("radix: prefix of another round", "math/radix.h", "(key >> shift(round - 1)) ==", "(key >> shift(round)) =="),
     Fault("selection: one tie too many", "math/radix.h", "return less + equal - k;", "return less + equal - k + 1;"),
     Fault(
-        "decision: k-th key of the next digit", "cuda/select.cuh", "wanted <= below + count", "wanted < below + count"
+        "decision: k-th key of the next digit", "cuda/select.cuh", "wanted <= below + own[b]", "wanted < below + own[b]"
     ),
-    Fault("decision: counts kept for the next round", "cuda/select.cuh", "    state->counts[b] = 0;\n  }\n}", "  }\n}"),
-    Fault("cut: last tie of a tile", "cuda/select.cuh", "kept <= here + own", "kept < here + own"),
-    Fault("cut: one tie too many", "cuda/select.cuh", "left-- > 0", "left-- >= 0"),
-    Fault("mask: ties never kept", "cuda/select.cuh", "keys[i] >= threshold :", "keys[i] > threshold :"),
+    Fault("cut: last tie of a part", "cuda/select.cuh", "kept <= before + own", "kept < before + own"),
+    Fault("cut: one tie too many", "cuda/tile.cuh", "left-- > 0", "left-- >= 0"),
+    Fault("mask: ties never kept", "cuda/tile.cuh", "key >= threshold :", "key > threshold :"),
+    Fault(
+        "bracket: low end counted as inside",
+        "cuda/bracket.cuh",
+        "key > bracket.low && key <",
+        "key >= bracket.low && key <",
+    ),
+    Fault(
+        "bracket: places never taken",
+        "cuda/bracket.cuh",
+        "place = atomicAdd(&work.state->between,",
+        "place = 0 * atomicAdd(&work.state->between,",
+    ),
+    Fault(
+        "bracket: lost barrier before collecting",
+        "cuda/bracket.cuh",
+        "      __syncthreads();\n      if (static",
+        "      if (static",
+    ),
+    Fault("bracket: overflow written", "cuda/bracket.cuh", "> work.capacity) return;", "> work.capacity + 1) return;"),
+    Fault("bracket: overflow unnoticed", "cuda/select.cuh", "state->between) <= capacity", "state->between) >= 0"),
+    Fault("bracket: miss below taken for one above", "math/search.h", "if (k <= counts.below)", "if (k < 0)"),
+    Fault(
+        "finish: dropped ties of the high end left",
+        "cuda/select.cuh",
+        "writes_dropped = at_high;",
+        "writes_dropped = false;",
+    ),
+    Fault(
+        "finish: kept ties of the low end lost", "cuda/select.cuh", "threshold == work.state->bracket.low;", "false;"
+    ),
     Fault(
         "gather: a lower instance not counted",
         "cuda/gather.cuh",

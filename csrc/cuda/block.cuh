@@ -6,8 +6,7 @@
 #pragma once
 
 #include "block_scan.cuh"
-#include "table.cuh"
-#include "vector.cuh"
+#include "update.cuh"
 
 namespace pruneops::cuda {
 
@@ -133,8 +132,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     update_block_scores_kernel(const __grid_constant__ Table<BlockTensor> table, const UpdateRule rule) {
   __shared__ T shared[kWarps][kSpan];
-  if (rule.found_inf != nullptr && *rule.found_inf != 0.0f) return;
-  const T scale = rule.grad_scale != nullptr ? static_cast<T>(*rule.grad_scale) : T(1);
+  if (overflowed(rule)) return;
+  const T scale = grad_scale_of<T>(rule);
   for_each_tile(table, [&](const BlockTensor& t, int64_t tile, int64_t) {
     update_block_tile(t, rule, scale, tile, shared);
   });

@@ -1,31 +1,46 @@
-// A score update whose results are counted for a selection before they leave the registers' reach.
+// A score update whose results are ranked before they leave the registers.
 #pragma once
 
-#include "select.cuh"
+#include "tile.cuh"
 #include "update.cuh"
 
 namespace pruneops::cuda {
 
-// Updates the scores and counts their first digits; Own is the type of the update, T that of the ranking.
-template <class Own, class T>
-__global__ void __launch_bounds__(kThreads)
-    update_count_kernel(const __grid_constant__ Table<UpdateTensor> table, const UpdateRule rule,
-                        SelectState<T>* state) {
-  using R = WideRadix<Key<T>>;
-  __shared__ unsigned counts[R::kBins];
-  clear_counts(counts);
-  const bool overflow = rule.found_inf != nullptr && *rule.found_inf != 0.0f;
-  const Own scale = rule.grad_scale != nullptr ? static_cast<Own>(*rule.grad_scale) : Own(1);
-  for_each_flat_tile(table, [&](const UpdateTensor& t, int64_t begin, int64_t end, int64_t) {
-    const SelectTensor scores = stored_scores(t);
-    for_each_vector(begin, end, [&](int64_t at, int n) {
-      if (!overflow) update_entries(t, rule, scale, at, n);
-      Key<T> keys[kVector];
-      load_keys<T>(scores, Metric::stored, at, n, keys);
-      count_keys<R>(keys, n, Key<T>(0), 0, counts);
+struct FusedTensor {
+  UpdateTensor update;
+  uint8_t* mask;
+  bool packed;
+
+  PRUNEOPS_HD int64_t size() const { return update.numel; }
+};
+
+// The keys of the scores [at, at + n) after an update: as they are stored, in type T's order.
+template <class T, class Own>
+__device__ __forceinline__ void updated_own_keys(const UpdateTensor& t, const UpdateRule& rule, int64_t at,
+                                                 int n, bool writes, Key<T> (&keys)[kVector]) {
+  Own scores[kVector];
+  if (overflowed(rule)) {
+    load_entries(t.score, t.score_dtype, at, n, scores);
+  } else {
+    updated_scores(t, rule, grad_scale_of<Own>(rule), at, n, scores);
+    if (writes) store_entries(t.score, t.score_dtype, at, n, scores);
+    visit_dtype(t.score_dtype, [&](auto element) {
+      using E = decltype(element);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) scores[i] = E::template load<Own>(E::store(scores[i]));
     });
-  });
-  add_counts(counts, state->counts);
+  }
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) keys[i] = sort_key(static_cast<T>(scores[i]));
+}
+
+template <class T>
+__device__ __forceinline__ void updated_keys(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int n,
+                                             bool writes, Key<T> (&keys)[kVector]) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    if (t.wide()) return updated_own_keys<T, double>(t, rule, at, n, writes, keys);
+  }
+  updated_own_keys<T, float>(t, rule, at, n, writes, keys);
 }
 
 }  // namespace pruneops::cuda

@@ -19,13 +19,14 @@ cudaError_t update_scores(const UpdateTensor* tensors, int64_t count, const Upda
 cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                                 cudaStream_t stream);
 
-// Bytes of device scratch for a selection over these tensors: about 16 KiB and 4 bytes for 8,192 entries.
-int64_t select_scratch_bytes(const SelectTensor* tensors, int64_t count);
+// Bytes of device scratch for a selection over these tensors: less than 3 % of float32 or bfloat16 scores and
+// 4 MiB; strict, less than 4 MiB.
+int64_t select_scratch_bytes(const SelectTensor* tensors, int64_t count, bool strict = false);
 cudaError_t kth_value(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
                       Dtype dtype, void* scratch, cudaStream_t stream);
 cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, const SelectRule& rule, void* scratch,
                       cudaStream_t stream);
-// update_scores and then topk_mask of the scores; the first counts are taken as the scores are written.
+// update_scores and then topk_mask of the scores, in one pass where there are many.
 // tensors[i] is the score of updates[i].
 cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
                              const UpdateRule& update, const SelectRule& select, void* scratch,

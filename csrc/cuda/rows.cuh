@@ -14,7 +14,7 @@ template <class K>
 struct RowShared {
   unsigned long long counts[kThreads];
   long long partial[kWarps];
-  int ties_partial[kWarps];
+  unsigned long long ties_partial[kWarps];
   Selection<K> selection;
 };
 
@@ -30,7 +30,10 @@ __device__ __forceinline__ void row_round(const SelectTensor& t, Metric metric, 
   for_each_vector(begin, end, [&](int64_t at, int n) {
     Key<T> keys[kVector];
     load_keys<T>(t, metric, at, n, keys);
-    count_keys<R>(keys, n, prefix, round, shared.counts);
+    const auto digit_of = [=](Key<T> key) {
+      return R::matches(key, prefix, round) ? R::digit(key, round) : -1;
+    };
+    count_keys(keys, n, digit_of, shared.counts);
   });
   __syncthreads();
   const long long own = static_cast<long long>(shared.counts[threadIdx.x]);
@@ -53,10 +56,15 @@ __global__ void __launch_bounds__(kThreads)
       row_round<T>(t, metric, begin, end, round, shared);
     const Key<T> threshold = shared.selection.prefix;
     const int64_t kept = shared.selection.ties_kept();
-    if (kept > 0 && kept < shared.selection.equal) {
-      write_cut<T>(t, metric, begin, end, threshold, kept, shared.ties_partial);
-    } else {
-      write_whole<T>(t, metric, begin, end, threshold, kept > 0);
+    const bool splits = kept > 0 && kept < shared.selection.equal;
+    int64_t left = kept;
+    for (int64_t at = begin; at < end; at += kTile) {
+      const auto tile = load_tile<T>(t, metric, at, min64(at + kTile, end));
+      if (splits) {
+        left = write_cut_tile(t, tile, threshold, left, shared.ties_partial);
+      } else {
+        write_tile(t, tile, threshold, kept > 0);
+      }
     }
     __syncthreads();
   }

@@ -1,6 +1,6 @@
 #include "select.cuh"
 
-#include "fused.cuh"
+#include "bracket.cuh"
 #include "kernels.h"
 #include "nm.cuh"
 #include "rows.cuh"
@@ -8,81 +8,217 @@
 namespace pruneops::cuda {
 namespace {
 
+// Where reading all keys five times, mostly from the second-level cache, takes longer than the launches of a
+// bracket. Reasoned, not measured: 2^22 float32 keys are 16 MiB.
+#ifndef PRUNEOPS_BRACKET_FROM
+#define PRUNEOPS_BRACKET_FROM (int64_t(1) << 22)
+#endif
+constexpr int64_t kBracketFrom = PRUNEOPS_BRACKET_FROM;
+
+// A larger sample narrows the bracket, and so the memory for what is inside, by its square root.
+#ifndef PRUNEOPS_MOST_SAMPLES
+#define PRUNEOPS_MOST_SAMPLES (int64_t(1) << 18)
+#endif
+constexpr int64_t kMostSamples = PRUNEOPS_MOST_SAMPLES;
+
 constexpr auto kEvery = [](const SelectTensor&) { return true; };
 
-// f(table) for tables of all tensors: every tensor of a selection is ranked in one type.
-template <class F>
-cudaError_t for_each_select_table(const SelectTensor* tensors, int64_t count, const F& f) {
-  return for_each_table(tensors, count, flat_tiles<SelectTensor>, kEvery, f);
-}
-
-struct Totals {
+struct Sizes {
   int64_t entries = 0;
   int64_t tiles = 0;
+  int64_t tables = 0;
   bool wide = false;
+  bool strict;
+
+  Sizes(const SelectTensor* tensors, int64_t count, bool is_strict) : strict(is_strict) {
+    int64_t nonempty = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      entries += tensors[i].numel;
+      tiles += flat_tiles(tensors[i]);
+      nonempty += tensors[i].numel > 0;
+      wide |= tensors[i].wide();
+    }
+    // The table with the larger entries holds fewer.
+    tables = ceil_div(nonempty, min64(Table<SelectTensor>::kCapacity, Table<FusedTensor>::kCapacity));
+  }
+
+  bool bracketed() const { return entries >= kBracketFrom; }
+  int64_t tiles_per_part() const { return ceil_div(tiles, kMaxParts); }
+  int64_t parts() const { return ceil_div(tiles, tiles_per_part()) + tables; }
 };
 
-Totals totals_of(const SelectTensor* tensors, int64_t count) {
-  Totals totals;
-  for (int64_t i = 0; i < count; ++i) {
-    totals.entries += tensors[i].numel;
-    totals.tiles += flat_tiles(tensors[i]);
-    totals.wide |= tensors[i].wide();
+// Takes arrays one after another from the scratch memory; with none given, only adds up their bytes.
+class Carver {
+ public:
+  explicit Carver(void* begin) : begin_(static_cast<char*>(begin)) {}
+
+  template <class X>
+  X* take(int64_t count) {
+    const int64_t at = bytes_;
+    bytes_ += ceil_div(count * static_cast<int64_t>(sizeof(X)), 16) * 16;
+    return begin_ == nullptr ? nullptr : reinterpret_cast<X*>(begin_ + at);
   }
-  return totals;
-}
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* begin_;
+  int64_t bytes_ = 0;
+};
+
+template <class K>
+struct Plan {
+  SelectWork<K> work{};
+  int64_t zeroed;  // bytes from the start that must be 0
+  int64_t bytes;
+
+  Plan(const Sizes& sizes, int64_t k, void* scratch) {
+    Carver carver(scratch);
+    work.entries = sizes.entries;
+    work.k = k;
+    work.tiles_per_part = sizes.tiles_per_part();
+    work.parts = sizes.parts();
+    work.state = carver.take<SelectState<K>>(1);
+    work.ties = carver.take<unsigned>(3 * work.parts);
+    zeroed = carver.bytes();
+    if (sizes.bracketed()) {
+      work.sample_size = min64(sizes.entries / 64, kMostSamples);
+      work.ranks = sample_ranks(work.sample_size, sizes.entries, k);
+      work.sample = carver.take<K>(work.sample_size);
+      work.collects = !sizes.strict;
+    }
+    if (work.collects) {
+      work.capacity = min64(bracket_capacity(work.sample_size, sizes.entries), 0xffffffff);
+      work.runs = carver.take<TileRun>(work.parts * work.tiles_per_part);
+      work.few = carver.take<K>(work.capacity);
+      work.places = carver.take<uint16_t>(work.capacity);
+    }
+    bytes = carver.bytes();
+  }
+};
 
 // Calls f(0.0f) or f(0.0) by the type in which scores are ranked.
 template <class F>
-cudaError_t in_rank_type(bool wide, const F& f) {
+auto in_rank_type(bool wide, const F& f) {
   return wide ? f(0.0) : f(0.0f);
 }
 
-constexpr int64_t kStateBytes = sizeof(SelectState<double>);
-
-// Decides the rounds from the counts of each; those of the first may have been taken already.
+// One selection: its tensors, and the launches that it is made of.
 template <class T>
-cudaError_t decide_rounds(const SelectTensor* tensors, int64_t count, Metric metric, bool counted_first,
-                          SelectState<T>* state, cudaStream_t stream) {
-  for (int round = 0; round < WideRadix<Key<T>>::kRounds; ++round) {
-    if (round > 0 || !counted_first) {
-      PRUNEOPS_RETURN_IF_ERROR(for_each_select_table(tensors, count, [&](const auto& table) {
-        return launch(count_digits_kernel<T>, min64(table.tiles(), kCountingBlocks), stream, table, metric,
-                      state, round);
+class Selecting {
+ public:
+  using K = Key<T>;
+
+  Selecting(const SelectTensor* tensors, int64_t count, const Sizes& sizes, Metric metric, int64_t k,
+            void* scratch, cudaStream_t stream)
+      : tensors_(tensors),
+        count_(count),
+        metric_(metric),
+        stream_(stream),
+        plan_(sizes, k, scratch),
+        work_(plan_.work) {}
+
+  // The search as it stands before the last decision.
+  cudaError_t search() {
+    PRUNEOPS_RETURN_IF_ERROR(clear());
+    if (work_.sample_size > 0) {
+      const MetricKeys source{metric_};
+      PRUNEOPS_RETURN_IF_ERROR(work_.collects ? pass<true>(tensors_, source) : pass<false>(tensors_, source));
+    }
+    return rounds();
+  }
+
+  // The same over scores that are updated in the pass.
+  template <class Fused>
+  cudaError_t search_updated(const Fused& fused, const UpdateRule& rule) {
+    PRUNEOPS_RETURN_IF_ERROR(clear());
+    PRUNEOPS_RETURN_IF_ERROR(pass<true>(fused, UpdatedKeys{rule}));
+    return rounds();
+  }
+
+  cudaError_t write_value(void* value, Dtype dtype) const {
+    return launch(write_value_kernel<T>, 1, stream_, work_, value, dtype);
+  }
+
+  cudaError_t write_masks(bool prune_ties) const {
+    PRUNEOPS_RETURN_IF_ERROR(for_each_part_table(tensors_, [&](const auto& table) {
+      return launch(count_ties_kernel<T>, blocks_of(table), stream_, table, metric_, work_);
+    }));
+    return for_each_part_table(tensors_, [&](const auto& table) {
+      return launch(write_mask_kernel<T>, blocks_of(table), stream_, table, metric_, work_, prune_ties);
+    });
+  }
+
+ private:
+  template <class Table>
+  static int64_t blocks_of(const Table& table) {
+    return min64(table.tiles(), kStreamingBlocks);
+  }
+
+  // f(table) for tables of all tensors, none of which shares a part with another.
+  template <class Tensors, class F>
+  cudaError_t for_each_part_table(const Tensors& tensors, const F& f) const {
+    const auto tiles = [](const auto& tensor) { return flat_tiles(tensor); };
+    const auto every = [](const auto&) { return true; };
+    return for_each_table(tensors, count_, tiles, every, f, work_.tiles_per_part);
+  }
+
+  cudaError_t clear() const {
+    return cudaMemsetAsync(work_.state, 0, static_cast<size_t>(plan_.zeroed), stream_);
+  }
+
+  template <bool kCollect, class Tensors, class Source>
+  cudaError_t pass(const Tensors& tensors, const Source& source) const {
+    int64_t before = 0;
+    PRUNEOPS_RETURN_IF_ERROR(for_each_part_table(tensors, [&](const auto& table) {
+      int64_t entries = 0;
+      for (int64_t i = 0; i < table.count; ++i) entries += table.tensors[i].size();
+      const SampleShare share(before, entries, work_.sample_size, work_.entries);
+      before += entries;
+      const int64_t blocks = ceil_div(share.last - share.first, kSampleShare);
+      return launch(sample_kernel<T, Source>, blocks, stream_, table, source, work_, share);
+    }));
+    for (int round = 1; round < Search<K>::kRounds; ++round) {
+      const int64_t blocks = ceil_div(work_.sample_size, kSampleShare);
+      PRUNEOPS_RETURN_IF_ERROR(launch(sample_round_kernel<K>, blocks, stream_, work_, round));
+    }
+    return for_each_part_table(tensors, [&](const auto& table) {
+      return launch(pass_kernel<T, Source, kCollect>, blocks_of(table), stream_, table, source, work_);
+    });
+  }
+
+  cudaError_t rounds() const {
+    for (int round = 0; round < Search<K>::kRounds; ++round) {
+      bool first = true;
+      PRUNEOPS_RETURN_IF_ERROR(for_each_part_table(tensors_, [&](const auto& table) {
+        const bool is_first = first;
+        first = false;
+        return launch(round_kernel<T>, blocks_of(table), stream_, table, metric_, work_, round, is_first);
       }));
     }
-    PRUNEOPS_RETURN_IF_ERROR(launch(decide_kernel<T>, 1, stream, state, round));
+    return cudaSuccess;
   }
-  return cudaSuccess;
-}
 
-template <class T>
-cudaError_t select_kth(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k,
-                       SelectState<T>* state, cudaStream_t stream) {
-  PRUNEOPS_RETURN_IF_ERROR(launch(start_selection_kernel<T>, 1, stream, state, k));
-  return decide_rounds<T>(tensors, count, metric, false, state, stream);
-}
+  const SelectTensor* tensors_;
+  int64_t count_;
+  Metric metric_;
+  cudaStream_t stream_;
+  Plan<K> plan_;
+  const SelectWork<K>& work_;
+};
 
 cudaError_t fill_masks(const SelectTensor* tensors, int64_t count, bool keep, cudaStream_t stream) {
-  return for_each_select_table(tensors, count, [&](const auto& table) {
+  return for_each_table(tensors, count, flat_tiles<SelectTensor>, kEvery, [&](const auto& table) {
     return launch(fill_masks_kernel, table.tiles(), stream, table, keep);
   });
 }
 
-template <class T>
-cudaError_t write_masks(const SelectTensor* tensors, int64_t count, const SelectRule& rule, int64_t tiles,
-                        SelectState<T>* state, cudaStream_t stream) {
-  auto* ties = reinterpret_cast<unsigned*>(reinterpret_cast<char*>(state) + kStateBytes);
-  if (!rule.prune_ties) {
-    PRUNEOPS_RETURN_IF_ERROR(for_each_select_table(tensors, count, [&](const auto& table) {
-      return launch(count_ties_kernel<T>, table.tiles(), stream, table, rule.metric, state, ties);
-    }));
-  }
-  PRUNEOPS_RETURN_IF_ERROR(launch(find_cut_kernel<T>, 1, stream, state, ties, tiles, rule.prune_ties));
-  return for_each_select_table(tensors, count, [&](const auto& table) {
-    return launch(write_mask_kernel<T>, table.tiles(), stream, table, rule.metric, state);
-  });
-}
+// The tensors of an update with the masks that are written as they are passed over.
+struct FusedTensors {
+  const UpdateTensor* updates;
+  const SelectTensor* scores;
+
+  FusedTensor operator[](int64_t i) const { return {updates[i], scores[i].mask, scores[i].packed}; }
+};
 
 template <class T, int kGroup>
 cudaError_t nm_vector(const SelectTensor& t, Metric metric, int64_t n, cudaStream_t stream) {
@@ -109,45 +245,49 @@ cudaError_t nm_as(const SelectTensor& t, Metric metric, int64_t n, int64_t m, cu
 
 }  // namespace
 
-int64_t select_scratch_bytes(const SelectTensor* tensors, int64_t count) {
-  return kStateBytes + totals_of(tensors, count).tiles * static_cast<int64_t>(sizeof(unsigned));
+int64_t select_scratch_bytes(const SelectTensor* tensors, int64_t count, bool strict) {
+  const Sizes sizes(tensors, count, strict);
+  if (sizes.entries == 0) return 0;
+  return in_rank_type(sizes.wide,
+                      [&](auto rank) { return Plan<Key<decltype(rank)>>(sizes, 1, nullptr).bytes; });
 }
 
 cudaError_t kth_value(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
                       Dtype dtype, void* scratch, cudaStream_t stream) {
-  return in_rank_type(totals_of(tensors, count).wide, [&](auto rank) {
-    using T = decltype(rank);
-    auto* state = static_cast<SelectState<T>*>(scratch);
-    PRUNEOPS_RETURN_IF_ERROR(select_kth<T>(tensors, count, metric, k, state, stream));
-    return launch(write_value_kernel<T>, 1, stream, state, value, dtype);
+  const Sizes sizes(tensors, count, false);
+  return in_rank_type(sizes.wide, [&](auto rank) {
+    Selecting<decltype(rank)> selecting(tensors, count, sizes, metric, k, scratch, stream);
+    PRUNEOPS_RETURN_IF_ERROR(selecting.search());
+    return selecting.write_value(value, dtype);
   });
 }
 
 cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, const SelectRule& rule, void* scratch,
                       cudaStream_t stream) {
-  const Totals totals = totals_of(tensors, count);
-  if (rule.k == 0 || rule.k == totals.entries) return fill_masks(tensors, count, rule.k == 0, stream);
-  return in_rank_type(totals.wide, [&](auto rank) {
-    using T = decltype(rank);
-    auto* state = static_cast<SelectState<T>*>(scratch);
-    PRUNEOPS_RETURN_IF_ERROR(select_kth<T>(tensors, count, rule.metric, rule.k, state, stream));
-    return write_masks<T>(tensors, count, rule, totals.tiles, state, stream);
+  const Sizes sizes(tensors, count, rule.strict);
+  if (rule.k == 0 || rule.k == sizes.entries) return fill_masks(tensors, count, rule.k == 0, stream);
+  return in_rank_type(sizes.wide, [&](auto rank) {
+    Selecting<decltype(rank)> selecting(tensors, count, sizes, rule.metric, rule.k, scratch, stream);
+    PRUNEOPS_RETURN_IF_ERROR(selecting.search());
+    return selecting.write_masks(rule.prune_ties);
   });
 }
 
 cudaError_t count_digits(const SelectTensor* tensors, int64_t count, Metric metric, const int64_t* prefix,
                          int round, bool wide, int64_t* counts, cudaStream_t stream) {
   constexpr int64_t kBins = WideRadix<uint32_t>::kBins;
-  auto* totals = reinterpret_cast<unsigned long long*>(counts);
-  PRUNEOPS_RETURN_IF_ERROR(
-      launch(clear_counts_kernel, ceil_div(count * kBins, kThreads), stream, totals, count * kBins));
+  if (count == 0) return cudaSuccess;
+  const auto bytes = static_cast<size_t>(count * kBins) * sizeof(int64_t);
+  PRUNEOPS_RETURN_IF_ERROR(cudaMemsetAsync(counts, 0, bytes, stream));
   for (int64_t i = 0; i < count; ++i) {
-    PRUNEOPS_RETURN_IF_ERROR(for_each_select_table(tensors + i, 1, [&](const auto& table) {
-      return in_rank_type(wide, [&](auto rank) {
-        return launch(count_next_digits_kernel<decltype(rank)>, min64(table.tiles(), kCountingBlocks), stream,
-                      table, metric, prefix, round, totals + i * kBins);
-      });
-    }));
+    auto* own = reinterpret_cast<unsigned long long*>(counts) + i * kBins;
+    PRUNEOPS_RETURN_IF_ERROR(
+        for_each_table(tensors + i, 1, flat_tiles<SelectTensor>, kEvery, [&](const auto& table) {
+          return in_rank_type(wide, [&](auto rank) {
+            return launch(count_next_digits_kernel<decltype(rank)>, min64(table.tiles(), kStreamingBlocks),
+                          stream, table, metric, prefix, round, own);
+          });
+        }));
   }
   return cudaSuccess;
 }
@@ -155,23 +295,16 @@ cudaError_t count_digits(const SelectTensor* tensors, int64_t count, Metric metr
 cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
                              const UpdateRule& update, const SelectRule& select, void* scratch,
                              cudaStream_t stream) {
-  const Totals totals = totals_of(tensors, count);
-  if (select.k == 0 || select.k == totals.entries) {
+  const Sizes sizes(tensors, count, select.strict);
+  const bool fused = select.k > 0 && select.k < sizes.entries && sizes.bracketed() && !sizes.strict;
+  if (!fused) {
     PRUNEOPS_RETURN_IF_ERROR(update_scores(updates, count, update, stream));
-    return fill_masks(tensors, count, select.k == 0, stream);
+    return topk_mask(tensors, count, select, scratch, stream);
   }
-  return in_rank_type(totals.wide, [&](auto rank) {
-    using T = decltype(rank);
-    auto* state = static_cast<SelectState<T>*>(scratch);
-    PRUNEOPS_RETURN_IF_ERROR(launch(start_selection_kernel<T>, 1, stream, state, select.k));
-    PRUNEOPS_RETURN_IF_ERROR(for_each_width([&](auto width, const auto& chosen) {
-      return for_each_table(updates, count, flat_tiles<UpdateTensor>, chosen, [&](const auto& table) {
-        return launch(update_count_kernel<decltype(width), T>, min64(table.tiles(), kCountingBlocks), stream,
-                      table, update, state);
-      });
-    }));
-    PRUNEOPS_RETURN_IF_ERROR(decide_rounds<T>(tensors, count, select.metric, true, state, stream));
-    return write_masks<T>(tensors, count, select, totals.tiles, state, stream);
+  return in_rank_type(sizes.wide, [&](auto rank) {
+    Selecting<decltype(rank)> selecting(tensors, count, sizes, select.metric, select.k, scratch, stream);
+    PRUNEOPS_RETURN_IF_ERROR(selecting.search_updated(FusedTensors{updates, tensors}, update));
+    return selecting.write_masks(select.prune_ties);
   });
 }
 

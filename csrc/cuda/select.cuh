@@ -1,73 +1,143 @@
-// Exact global selection: rounds of digit counts, a decision after each, then one pass that writes the masks.
-// All state stays in device memory; nothing returns to the host.
+// Exact global selection as a chain of kernels that decide by themselves what is left to do: a pass over a
+// bracket where one is worth its sample (bracket.cuh), rounds of digit counts, counts of ties, and the masks.
+// All state stays in device memory. A kernel's first act is the decision from the counts of the kernel before
+// it, made by each of its blocks for itself, which costs less than a launch.
 #pragma once
 
-#include "../math/radix.h"
-#include "block_scan.cuh"
-#include "table.cuh"
-#include "vector.cuh"
+#include "../math/search.h"
+#include "tile.cuh"
 
 namespace pruneops::cuda {
 
-// At most this many blocks count digits, so that few partial counts are added up.
-constexpr int64_t kCountingBlocks = 2048;
+// At most this many blocks walk the tiles of a table, so that few partial counts are added up.
+constexpr int64_t kStreamingBlocks = 2048;
 
-template <class T>
-struct SelectState {
-  using K = Key<T>;
-  Selection<K> selection;
-  int64_t cut_tile;  // ties are kept in the tiles before this one, and
-  int64_t cut_ties;  // the first so many of this one
-  unsigned long long counts[WideRadix<K>::kBins];
+// Ties are counted for parts: runs of tiles of one table, so many that a part is short and so few that every
+// block can look through their counts.
+constexpr int64_t kMaxParts = 8192;
 
-  // Whether some ties with the threshold are kept and some are not.
-  __device__ bool splits_ties() const {
-    const int64_t kept = selection.ties_kept();
-    return kept > 0 && kept < selection.equal;
-  }
+// Which ties a part has counted: with either end of the bracket, or with the threshold.
+enum class Ties { low, high, threshold };
+
+// What a pass has collected of a tile: keys strictly inside the bracket, in no order.
+struct TileRun {
+  unsigned begin;
+  unsigned count;
 };
 
-template <class T>
-__global__ void __launch_bounds__(kThreads) start_selection_kernel(SelectState<T>* state, int64_t k) {
-  for (int b = threadIdx.x; b < WideRadix<Key<T>>::kBins; b += kThreads) state->counts[b] = 0;
-  if (threadIdx.x == 0) {
-    state->selection = start_selection<Key<T>>(k);
-    state->cut_tile = 0;
-    state->cut_ties = 0;
-  }
-}
+template <class K>
+struct SelectState {
+  using S = Search<K>;
+  Search<K> searches[S::kRounds + 1];  // as they stand before each round, and after the last
+  Search<K> ends[S::kRounds][2];       // those for the ends of the bracket, among the sample
+  unsigned sample_counts[S::kRounds][2][S::kBins];
+  unsigned long long counts[S::kRounds][S::kBins];
+  unsigned long long
+      inside_counts[S::kBins];  // first digits of the keys in the bracket, where none is collected
+  unsigned long long below, at_low, between, at_high;
+  Bracket<K> bracket;
+};
 
-// Keys [at, at + n) of a tensor, of type T's order. A score is computed in its own tensor's type, whatever
-// other tensors it is ranked with.
-template <class T, class Own>
-__device__ __forceinline__ void load_own_keys(const SelectTensor& t, Metric metric, int64_t at, int n,
-                                              Key<T> (&keys)[kVector]) {
-  Own scores[kVector];
-  load_scores(t, metric, at, n, scores);
+// One selection: what is wanted, and the scratch memory.
+template <class K>
+struct SelectWork {
+  int64_t entries;
+  int64_t k;
+  SelectState<K>* state;  // 0 at the start; so are the ties
+  unsigned* ties;
+  K* sample;
+  TileRun* runs;
+  K* few;            // the keys collected, and
+  uint16_t* places;  // where they lie in their tiles
+  int64_t parts;
+  int64_t tiles_per_part;
+  int64_t sample_size;  // 0 where there is no bracket
+  SampleRanks ranks;
+  int64_t capacity;
+  bool collects;  // whether the pass writes masks and collects keys, or only counts
+
+  __device__ __forceinline__ int64_t part_of(int64_t number) const { return number / tiles_per_part; }
+  __device__ __forceinline__ unsigned* ties_of(Ties which) const {
+    return ties + static_cast<int64_t>(which) * parts;
+  }
+  __device__ __forceinline__ BracketCounts counted() const {
+    return {static_cast<int64_t>(state->below), static_cast<int64_t>(state->at_low),
+            static_cast<int64_t>(state->between), static_cast<int64_t>(state->at_high)};
+  }
+  __device__ __forceinline__ bool missed() const { return find_rank(counted(), k) == Found::missed; }
+  // Whether the pass has written masks and collected every key that it left undecided.
+  __device__ __forceinline__ bool has_collected() const {
+    return collects && static_cast<int64_t>(state->between) <= capacity;
+  }
+  // Whether a pass that does not collect has taken the counts of the first round.
+  __device__ __forceinline__ bool counted_inside() const { return sample_size > 0 && !collects && !missed(); }
+};
+
+// ---- decisions
+
+template <class K>
+struct Deciding {
+  long long partial[kWarps];
+  Search<K> search;
+};
+
+// The search after a round, from the counts of all its digits. Every thread of the block calls it.
+template <class K, class Count>
+__device__ __forceinline__ Search<K> decide(const Search<K>& search, int round, const Count* counts,
+                                            Deciding<K>& shared) {
+  if (search.width(round) == 0) return search;
+  constexpr int kOwn = Search<K>::kBins / kThreads;
+  const int first = static_cast<int>(threadIdx.x) * kOwn;
+  long long own[kOwn], total = 0;
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) keys[i] = sort_key(static_cast<T>(scores[i]));
+  for (int b = 0; b < kOwn; ++b) total += own[b] = static_cast<long long>(counts[first + b]);
+  int64_t below = block_scan(total, shared.partial).before;
+  const int64_t wanted = search.selection.k - search.selection.less;
+#pragma unroll
+  for (int b = 0; b < kOwn; ++b) {
+    if (below < wanted && wanted <= below + own[b]) {
+      shared.search = search;
+      shared.search.decide(round, first + b, below, own[b]);
+    }
+    below += own[b];
+  }
+  __syncthreads();
+  return shared.search;
 }
 
-template <class T>
-__device__ __forceinline__ void load_keys(const SelectTensor& t, Metric metric, int64_t at, int n,
-                                          Key<T> (&keys)[kVector]) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    if (t.wide()) return load_own_keys<T, double>(t, metric, at, n, keys);
+// The search as it stands before a round.
+template <class K>
+__device__ __forceinline__ Search<K> search_before(const SelectWork<K>& work, int round,
+                                                   Deciding<K>& shared) {
+  const auto* state = work.state;
+  if (round > 0) {
+    const bool inside = round == 1 && work.counted_inside();
+    return decide(state->searches[round - 1], round - 1,
+                  inside ? state->inside_counts : state->counts[round - 1], shared);
   }
-  load_own_keys<T, float>(t, metric, at, n, keys);
+  if (work.sample_size == 0) return start_search(work.k, K(0), static_cast<K>(~K(0)), 0, work.entries);
+  return search_after(work.counted(), state->bracket, work.k, work.entries,
+                      work.has_collected() ? Among::collected : Among::all);
 }
+
+__device__ __forceinline__ bool is_first_thread() {
+  return blockIdx.x == 0 && threadIdx.x == 0;
+}
+
+// ---- rounds
 
 // Adds the digits of a thread's keys to the block's counts; neighbours with one digit are added together,
-// which keeps long runs of equal scores from queueing for one counter.
-template <class R, class K, class Count>
-__device__ __forceinline__ void count_keys(const K (&keys)[kVector], int n, K prefix, int round,
+// which keeps long runs of equal scores from queueing for one counter. digit_of is negative for keys that do
+// not count.
+template <class K, class DigitOf, class Count>
+__device__ __forceinline__ void count_keys(const K (&keys)[kVector], int n, const DigitOf& digit_of,
                                            Count* counts) {
   int digit = -1;
   Count run = 0;
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    if (i >= n || !R::matches(keys[i], prefix, round)) continue;
-    const int next = R::digit(keys[i], round);
+    const int next = i < n ? digit_of(keys[i]) : -1;
+    if (next < 0) continue;
     if (next != digit) {
       if (run > 0) atomicAdd(&counts[digit], run);
       digit = next;
@@ -85,180 +155,293 @@ __device__ __forceinline__ void clear_counts(unsigned (&counts)[kBins]) {
   __syncthreads();
 }
 
-template <int kBins>
-__device__ __forceinline__ void add_counts(const unsigned (&counts)[kBins], unsigned long long* total) {
+template <int kBins, class Count>
+__device__ __forceinline__ void add_counts(const unsigned (&counts)[kBins], Count* total) {
   __syncthreads();
   for (int b = threadIdx.x; b < kBins; b += kThreads) {
-    if (counts[b] != 0) atomicAdd(&total[b], static_cast<unsigned long long>(counts[b]));
+    if (counts[b] != 0) atomicAdd(&total[b], static_cast<Count>(counts[b]));
   }
 }
 
-// Counts the digits of all keys of a table with a prefix.
+// f(keys, n) for the vectors of an array that this thread has.
+template <class K, class F>
+__device__ __forceinline__ void for_each_key_vector(const K* keys, int64_t size, const F& f) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kVector;
+  for (int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector; at < size;
+       at += step) {
+    const int n = static_cast<int>(min64(kVector, size - at));
+    f(load_words(keys + at, n).words, n);
+  }
+}
+
+// `first`: of the tables of a selection. What was collected is counted once.
 template <class T>
-__device__ __forceinline__ void count_table(const Table<SelectTensor>& table, Metric metric, Key<T> prefix,
-                                            int round, unsigned long long* total) {
-  using R = WideRadix<Key<T>>;
+__global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
+    round_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
+                 const SelectWork<Key<T>> work, const int round, const bool first) {
+  using K = Key<T>;
+  __shared__ Deciding<K> deciding;
+  __shared__ unsigned counts[Search<K>::kBins];
+  const Search<K> search = search_before(work, round, deciding);
+  if (is_first_thread()) work.state->searches[round] = search;
+  if (search.width(round) == 0 || (round == 0 && work.counted_inside())) return;
+  const auto digit_of = [&](K key) { return search.matches(key, round) ? search.digit(key, round) : -1; };
+  clear_counts(counts);
+  if (search.among == Among::all) {
+    for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
+      const auto tile = load_tile<T>(t, metric, begin, end);
+#pragma unroll
+      for (int v = 0; v < kTileVectors; ++v) count_keys(tile.keys[v], tile.size(v), digit_of, counts);
+    });
+  } else if (first) {
+    for_each_key_vector(work.few, static_cast<int64_t>(work.state->between),
+                        [&](const auto& keys, int n) { count_keys(keys, n, digit_of, counts); });
+  }
+  add_counts(counts, work.state->counts[round]);
+}
+
+// Counts the digits of the keys of a table that share those of a prefix: a round whose decision is made
+// elsewhere.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
+    count_next_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
+                             const int64_t* prefix, const int round, unsigned long long* total) {
+  using K = Key<T>;
+  using R = WideRadix<K>;
   __shared__ unsigned counts[R::kBins];
+  const K decided = static_cast<K>(*prefix);
+  const auto digit_of = [&](K key) { return R::matches(key, decided, round) ? R::digit(key, round) : -1; };
   clear_counts(counts);
   for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
-    for_each_vector(begin, end, [&](int64_t at, int n) {
-      Key<T> keys[kVector];
-      load_keys<T>(t, metric, at, n, keys);
-      count_keys<R>(keys, n, prefix, round, counts);
-    });
+    const auto tile = load_tile<T>(t, metric, begin, end);
+#pragma unroll
+    for (int v = 0; v < kTileVectors; ++v) count_keys(tile.keys[v], tile.size(v), digit_of, counts);
   });
   add_counts(counts, total);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    count_next_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
-                             const int64_t* prefix, const int round, unsigned long long* counts) {
-  count_table<T>(table, metric, static_cast<Key<T>>(*prefix), round, counts);
-}
-
-__global__ void __launch_bounds__(kThreads)
-    clear_counts_kernel(unsigned long long* counts, const int64_t count) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
-    counts[i] = 0;
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    count_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
-                        SelectState<T>* state, const int round) {
-  count_table<T>(table, metric, state->selection.prefix, round, state->counts);
-}
-
-// One block finds the digit in which the k-th key lies, and clears the counts for the next round.
-template <class T>
-__global__ void __launch_bounds__(kThreads) decide_kernel(SelectState<T>* state, const int round) {
-  using R = WideRadix<Key<T>>;
-  constexpr int kOwn = R::kBins / kThreads;
-  __shared__ long long partial[kWarps];
-  const int first = threadIdx.x * kOwn;
-  const int64_t wanted = state->selection.k - state->selection.less;
-  long long own = 0;
-  for (int b = first; b < first + kOwn; ++b) own += static_cast<long long>(state->counts[b]);
-  int64_t below = block_scan(own, partial).before;
-  // The scan has a barrier behind which every thread has read k and less.
-  for (int b = first; b < first + kOwn; ++b) {
-    const int64_t count = static_cast<int64_t>(state->counts[b]);
-    if (below < wanted && wanted <= below + count) state->selection.decide(b, R::shift(round), below, count);
-    below += count;
-    state->counts[b] = 0;
-  }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    write_value_kernel(const SelectState<T>* state, void* value, const Dtype dtype) {
+    write_value_kernel(const SelectWork<Key<T>> work, void* value, const Dtype dtype) {
+  __shared__ Deciding<Key<T>> deciding;
+  const auto search = search_before(work, Search<Key<T>>::kRounds, deciding);
   if (threadIdx.x != 0) return;
-  const T score = key_to_score<T>(state->selection.prefix);
+  const T score = key_to_score<T>(search.key());
   visit_dtype(dtype, [&](auto element) {
     using E = decltype(element);
     *static_cast<typename E::type*>(value) = E::template store<T>(score);
   });
 }
 
+// ---- ties
+
 template <class K>
-__device__ __forceinline__ int count_equal(const K (&keys)[kVector], int n, K threshold) {
-  int equal = 0;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) equal += i < n && keys[i] == threshold;
-  return equal;
+__device__ __forceinline__ bool splits_ties(const Search<K>& search) {
+  const int64_t kept = search.selection.ties_kept();
+  return kept > 0 && kept < search.selection.equal;
 }
 
-// Ties with the threshold in each tile, one block a tile.
+// The place of the counts of ties with the threshold: those of an end of the bracket were taken by the pass.
+template <class K>
+__device__ __forceinline__ Ties place_of_ties(const SelectWork<K>& work, K threshold) {
+  if (work.sample_size == 0) return Ties::threshold;
+  const Bracket<K> bracket = work.state->bracket;
+  return threshold == bracket.low ? Ties::low : threshold == bracket.high ? Ties::high : Ties::threshold;
+}
+
+// f(tensor, tile of that tensor, tile of all tables) for the tiles of this warp.
+template <class F>
+__device__ __forceinline__ void for_each_warp_tile(const Table<SelectTensor>& table, const F& f) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
+  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < table.tiles();
+       tile += step) {
+    const int64_t index = table.tensor_of(tile);
+    f(table.tensors[index], tile - table.first_tile[index], table.base_tile + tile);
+  }
+}
+
+// Decides the threshold, and counts its ties in each part where some are kept and some are not.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
     count_ties_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
-                      const SelectState<T>* state, unsigned* ties) {
-  __shared__ int partial[kWarps];
-  if (!state->splits_ties()) return;
-  const Key<T> threshold = state->selection.prefix;
-  for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
-    int equal = 0;
-    for_each_vector(begin, end, [&](int64_t at, int n) {
-      Key<T> keys[kVector];
-      load_keys<T>(t, metric, at, n, keys);
-      equal += count_equal(keys, n, threshold);
+                      const SelectWork<Key<T>> work) {
+  using K = Key<T>;
+  __shared__ Deciding<K> deciding;
+  const Search<K> search = search_before(work, Search<K>::kRounds, deciding);
+  if (is_first_thread()) work.state->searches[Search<K>::kRounds] = search;
+  const K threshold = search.key();
+  if (!splits_ties(search) || place_of_ties(work, threshold) != Ties::threshold) return;
+  unsigned* ties = work.ties_of(Ties::threshold);
+  const auto add = [&](unsigned own, int64_t number) {
+    const unsigned total = __reduce_add_sync(kAllLanes, own);
+    if (threadIdx.x % kWarp == 0 && total > 0) atomicAdd(&ties[work.part_of(number)], total);
+  };
+  if (search.among == Among::all) {
+    for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
+      const auto tile = load_tile<T>(t, metric, begin, end);
+      int equal = 0;
+#pragma unroll
+      for (int v = 0; v < kTileVectors; ++v) equal += count_equal(tile, v, threshold);
+      add(static_cast<unsigned>(equal), number);
     });
-    const int total = block_scan(equal, partial).total;
-    if (threadIdx.x == 0) ties[number] = static_cast<unsigned>(total);
-  });
-}
-
-// One block finds the tile in which the last kept tie lies.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    find_cut_kernel(SelectState<T>* state, const unsigned* ties, const int64_t tiles, const bool prune_ties) {
-  __shared__ long long partial[kWarps];
-  const int64_t kept = prune_ties ? 0 : state->selection.ties_kept();
-  if (kept == 0 || kept == state->selection.equal) {
-    if (threadIdx.x == 0) state->cut_tile = kept == 0 ? 0 : tiles;
-    return;
-  }
-  int64_t before = 0;
-  for (int64_t base = 0; base < tiles && before < kept; base += kThreads) {
-    const int64_t tile = base + threadIdx.x;
-    const long long own = tile < tiles ? ties[tile] : 0;
-    const auto scan = block_scan(own, partial);
-    const int64_t here = before + scan.before;
-    if (here < kept && kept <= here + own) {
-      state->cut_tile = tile;
-      state->cut_ties = kept - here;
-    }
-    before += scan.total;
+  } else {
+    for_each_warp_tile(table, [&](const SelectTensor&, int64_t, int64_t number) {
+      const TileRun run = work.runs[number];
+      unsigned equal = 0;
+      for (unsigned i = threadIdx.x % kWarp; i < run.count; i += kWarp)
+        equal += work.few[run.begin + i] == threshold;
+      add(equal, number);
+    });
   }
 }
 
-// Keeps keys above the threshold, and of those that tie with it the first `ties` of [begin, end) in order.
-template <class T>
-__device__ __forceinline__ void write_cut(const SelectTensor& t, Metric metric, int64_t begin, int64_t end,
-                                          Key<T> threshold, int64_t ties, int (&partial)[kWarps]) {
-  for (int64_t base = begin; base < end; base += kThreads * kVector) {
-    const int64_t at = base + threadIdx.x * kVector;
-    const int n = static_cast<int>(at < end ? min64(kVector, end - at) : 0);
-    Key<T> keys[kVector] = {};
-    if (n > 0) load_keys<T>(t, metric, at, n, keys);
-    const auto scan = block_scan(count_equal(keys, n, threshold), partial);
-    int64_t left = ties - scan.before;
-    Vector<bool> keep;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i)
-      keep.words[i] = keys[i] > threshold || (keys[i] == threshold && left-- > 0);
-    if (n > 0) store_mask(t, at, n, keep);
-    ties -= scan.total;
+// Ties are kept in the parts before the cut, and the first so many of the part of the cut; none has to be
+// looked at where `ties` is 0.
+struct Cut {
+  int64_t part;
+  int64_t ties;
+};
+
+struct FindingCut {
+  long long partial[kWarps];
+  Cut cut;
+};
+
+// Every thread of the block calls it.
+template <class K>
+__device__ __forceinline__ Cut find_cut(const SelectWork<K>& work, const Search<K>& search, bool prune_ties,
+                                        FindingCut& shared) {
+  const int64_t kept = prune_ties ? 0 : search.selection.ties_kept();
+  if (kept == 0) return {0, 0};
+  if (kept == search.selection.equal) return {work.parts, 0};
+  const unsigned* ties = work.ties_of(place_of_ties(work, search.key()));
+  const int64_t share = ceil_div(work.parts, kThreads);
+  const int64_t first = min64(threadIdx.x * share, work.parts), last = min64(first + share, work.parts);
+  long long own = 0;
+  for (int64_t p = first; p < last; ++p) own += ties[p];
+  int64_t before = block_scan(own, shared.partial).before;
+  if (before < kept && kept <= before + own) {
+    int64_t part = first;
+    for (; before + ties[part] < kept; ++part) before += ties[part];
+    shared.cut = {part, kept - before};
   }
+  __syncthreads();
+  return shared.cut;
 }
 
-template <class T>
-__device__ __forceinline__ void write_whole(const SelectTensor& t, Metric metric, int64_t begin, int64_t end,
-                                            Key<T> threshold, bool keep_ties) {
-  for_each_vector(begin, end, [&](int64_t at, int n) {
-    Key<T> keys[kVector];
-    load_keys<T>(t, metric, at, n, keys);
-    Vector<bool> keep;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) keep.words[i] = keep_ties ? keys[i] >= threshold : keys[i] > threshold;
-    store_mask(t, at, n, keep);
-  });
-}
+// ---- masks
 
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    write_mask_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
-                      const SelectState<T>* state) {
-  __shared__ int partial[kWarps];
-  const Key<T> threshold = state->selection.prefix;
-  for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
-    if (number == state->cut_tile) {
-      write_cut<T>(t, metric, begin, end, threshold, state->cut_ties, partial);
+// What there is to do with the mask of a tile. A pass over a bracket has kept what is not below its high end;
+// without one, or where it failed, all tiles are written.
+template <class K>
+struct Finish {
+  Cut cut;
+  int64_t cut_begin;  // tiles of the cut: their ties are looked at one by one
+  int64_t cut_end;
+  K threshold;
+  bool writes_kept;     // whether tiles before the cut are written, from their keys,
+  bool writes_dropped;  // and those behind it
+  bool patches;         // what the pass left undecided in other tiles is kept where it is above
+
+  __device__ Finish(const SelectWork<K>& work, const Search<K>& search, const Cut& found)
+      : cut(found),
+        cut_begin(found.part * work.tiles_per_part),
+        cut_end(found.ties > 0 ? cut_begin + work.tiles_per_part : cut_begin),
+        threshold(search.key()),
+        writes_kept(true),
+        writes_dropped(true),
+        patches(false) {
+    if (work.sample_size == 0 || !work.has_collected() || work.missed()) return;
+    const bool at_high = threshold == work.state->bracket.high;
+    writes_kept = !at_high && threshold == work.state->bracket.low;
+    writes_dropped = at_high;
+    patches = !at_high;
+  }
+  __device__ bool keeps_ties(int64_t number) const { return number < cut_begin; }
+  __device__ bool is_cut(int64_t number) const { return number >= cut_begin && number < cut_end; }
+  __device__ bool writes(int64_t number) const { return keeps_ties(number) ? writes_kept : writes_dropped; }
+};
+
+// Bits of a tile's packed mask, of which no two threads write one byte.
+using TileBits = unsigned[kTile / 32];
+
+// Keeps those keys that a pass collected of a tile for which keep(key) holds. Every lane of the warp calls
+// it.
+template <class K, class F>
+__device__ __forceinline__ void patch_tile(const SelectTensor& t, int64_t begin, const SelectWork<K>& work,
+                                           const TileRun& run, TileBits& bits, const F& keep) {
+  const unsigned lane = threadIdx.x % kWarp;
+  if (t.packed) {
+    for (unsigned w = lane; w < kTile / 32; w += kWarp) bits[w] = 0;
+    __syncwarp();
+  }
+  for (unsigned i = lane; i < run.count; i += kWarp) {
+    if (!keep(work.few[run.begin + i])) continue;
+    const unsigned place = work.places[run.begin + i];
+    if (t.packed) {
+      atomicOr(&bits[place / 32], 1u << (place % 32));
     } else {
-      write_whole<T>(t, metric, begin, end, threshold, number < state->cut_tile);
+      t.mask[begin + place] = 1;
     }
+  }
+  if (!t.packed) return;
+  __syncwarp();
+  for (unsigned w = lane; w < kTile / 32; w += kWarp) {
+    for (int b = 0; b < 4; ++b) {
+      const unsigned byte = (bits[w] >> (b * 8)) & 0xff;
+      if (byte != 0) t.mask[begin / 8 + w * 4 + b] |= static_cast<uint8_t>(byte);
+    }
+  }
+  __syncwarp();
+}
+
+template <class T>
+struct Writing {
+  FindingCut cut;
+  unsigned long long partial[kWarps];
+  TileBits bits[kWarps];
+};
+
+// One block writes the tiles of the cut one after another.
+template <class T>
+__device__ __forceinline__ void write_cut(const Table<SelectTensor>& table, Metric metric,
+                                          const Finish<Key<T>>& finish,
+                                          unsigned long long (&partial)[kWarps]) {
+  int64_t left = finish.cut.ties;
+  const int64_t last = min64(finish.cut_end - table.base_tile, table.tiles());
+  for (int64_t tile = finish.cut_begin - table.base_tile; tile < last; ++tile) {
+    if (tile < 0) return;  // in a table before this one
+    const int64_t index = table.tensor_of(tile);
+    const SelectTensor& t = table.tensors[index];
+    const int64_t begin = (tile - table.first_tile[index]) * kTile;
+    const auto keys = load_tile<T>(t, metric, begin, min64(begin + kTile, t.size()));
+    left = write_cut_tile(t, keys, finish.threshold, left, partial);
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
+    write_mask_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
+                      const SelectWork<Key<T>> work, const bool prune_ties) {
+  using K = Key<T>;
+  __shared__ Writing<T> shared;
+  const Search<K> search = work.state->searches[Search<K>::kRounds];
+  const Finish<K> finish(work, search, find_cut(work, search, prune_ties, shared.cut));
+  if (blockIdx.x == 0) write_cut<T>(table, metric, finish, shared.partial);
+  if (finish.writes_kept || finish.writes_dropped) {
+    for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
+      if (finish.is_cut(number) || !finish.writes(number)) return;
+      write_tile(t, load_tile<T>(t, metric, begin, end), finish.threshold, finish.keeps_ties(number));
+    });
+  }
+  if (!finish.patches) return;
+  for_each_warp_tile(table, [&](const SelectTensor& t, int64_t tile, int64_t number) {
+    if (finish.is_cut(number) || finish.writes(number)) return;
+    const TileRun run = work.runs[number];
+    if (run.count == 0) return;
+    const bool keep_ties = finish.keeps_ties(number);
+    patch_tile(t, tile * kTile, work, run, shared.bits[threadIdx.x / kWarp],
+               [&](K key) { return keep_ties ? key >= finish.threshold : key > finish.threshold; });
   });
 }
 

@@ -2,6 +2,8 @@
 // memory, no copy and no cache of pointers, and a CUDA graph captures it with the launch.
 #pragma once
 
+#include <type_traits>
+
 #include "../math/tensors.h"
 #include "launch.h"
 
@@ -62,16 +64,17 @@ __device__ __forceinline__ void for_each_flat_tile(const Table<Tensor>& table, c
   });
 }
 
-// f(table) for tables that hold all tensors with tiles and for which `chosen` holds, in order.
-template <class Tensor, class TilesOf, class Chosen, class F>
-cudaError_t for_each_table(const Tensor* tensors, int64_t count, const TilesOf& tiles_of,
-                           const Chosen& chosen, const F& f) {
-  Table<Tensor> table;
+// f(table) for tables that hold all tensors with tiles and for which `chosen` holds, in order. `tensors[i]`
+// is tensor i. The numbers of the tiles of a table start at a multiple of `align`.
+template <class Tensors, class TilesOf, class Chosen, class F>
+cudaError_t for_each_table(const Tensors& tensors, int64_t count, const TilesOf& tiles_of,
+                           const Chosen& chosen, const F& f, int64_t align = 1) {
+  Table<std::decay_t<decltype(tensors[0])>> table;
   table.base_tile = 0;
   for (int64_t next = 0; next < count;) {
     table.count = 0;
     table.first_tile[0] = 0;
-    for (; next < count && table.count < Table<Tensor>::kCapacity; ++next) {
+    for (; next < count && table.count < table.kCapacity; ++next) {
       const int64_t tiles = tiles_of(tensors[next]);
       if (tiles == 0 || !chosen(tensors[next])) continue;
       table.tensors[table.count] = tensors[next];
@@ -80,7 +83,7 @@ cudaError_t for_each_table(const Tensor* tensors, int64_t count, const TilesOf& 
     }
     if (table.count == 0) continue;
     PRUNEOPS_RETURN_IF_ERROR(f(table));
-    table.base_tile += table.tiles();
+    table.base_tile = ceil_div(table.base_tile + table.tiles(), align) * align;
   }
   return cudaSuccess;
 }

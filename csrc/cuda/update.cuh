@@ -6,9 +6,19 @@
 
 namespace pruneops::cuda {
 
+__device__ __forceinline__ bool overflowed(const UpdateRule& rule) {
+  return rule.found_inf != nullptr && *rule.found_inf != 0.0f;
+}
+
 template <class T>
-__device__ __forceinline__ void update_entries(const UpdateTensor& t, const UpdateRule& rule, T scale,
-                                               int64_t at, int n) {
+__device__ __forceinline__ T grad_scale_of(const UpdateRule& rule) {
+  return rule.grad_scale != nullptr ? static_cast<T>(*rule.grad_scale) : T(1);
+}
+
+// The scores [at, at + n) as they are after an update, before they are rounded to their dtype.
+template <class T>
+__device__ __forceinline__ void updated_scores(const UpdateTensor& t, const UpdateRule& rule, T scale,
+                                               int64_t at, int n, T (&scores)[kVector]) {
   T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {}, v[kVector];
   if (reads_weight(rule.metric)) load_entries(t.weight, t.weight_dtype, at, n, w);
   if (reads_grad(rule.metric)) load_entries(t.grad, t.grad_dtype, at, n, g);
@@ -21,16 +31,24 @@ __device__ __forceinline__ void update_entries(const UpdateTensor& t, const Upda
 #pragma unroll
     for (int i = 0; i < kVector; ++i) v[i] = finite_or_zero(v[i]);
   }
-  blend_into(t.score, t.score_dtype, at, n, rule, v);
+  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
+  T old[kVector] = {};
+  if (rule.reads_score()) load_entries(t.score, t.score_dtype, at, n, old);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) scores[i] = blend(rule.reads_score(), alpha, old[i], beta, v[i]);
 }
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     update_scores_kernel(const __grid_constant__ Table<UpdateTensor> table, const UpdateRule rule) {
-  if (rule.found_inf != nullptr && *rule.found_inf != 0.0f) return;
-  const T scale = rule.grad_scale != nullptr ? static_cast<T>(*rule.grad_scale) : T(1);
+  if (overflowed(rule)) return;
+  const T scale = grad_scale_of<T>(rule);
   for_each_flat_tile(table, [&](const UpdateTensor& t, int64_t begin, int64_t end, int64_t) {
-    for_each_vector(begin, end, [&](int64_t at, int n) { update_entries(t, rule, scale, at, n); });
+    for_each_vector(begin, end, [&](int64_t at, int n) {
+      T scores[kVector];
+      updated_scores(t, rule, scale, at, n, scores);
+      store_entries(t.score, t.score_dtype, at, n, scores);
+    });
   });
 }
 

@@ -124,25 +124,13 @@ __device__ __forceinline__ void values_of(Metric metric, const T (&w)[kVector], 
 }
 
 // Writes the mask of the entries [at, at + n) of a selection; at is a multiple of kVector where it is packed.
-__device__ __forceinline__ void store_mask(const SelectTensor& t, int64_t at, int n,
-                                           const Vector<bool>& keep) {
+template <class Tensor>
+__device__ __forceinline__ void store_mask(const Tensor& t, int64_t at, int n, const Vector<bool>& keep) {
   if (t.packed) {
     t.mask[at / kVector] = pack_byte(keep, n);
   } else {
     store_words(reinterpret_cast<bool*>(t.mask) + at, n, keep);
   }
-}
-
-// Blends new values into the scores [at, at + n).
-template <class T>
-__device__ __forceinline__ void blend_into(void* score, Dtype dtype, int64_t at, int n,
-                                           const UpdateRule& rule, const T (&v)[kVector]) {
-  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
-  T blended[kVector] = {};
-  if (rule.reads_score()) load_entries(score, dtype, at, n, blended);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) blended[i] = blend(rule.reads_score(), alpha, blended[i], beta, v[i]);
-  store_entries(score, dtype, at, n, blended);
 }
 
 // The scores [at, at + n) of a selection, stored or made on the fly.

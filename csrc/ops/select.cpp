@@ -171,7 +171,7 @@ void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, bool
       },
       [&](auto stream) {
         const Tensor scratch =
-            scratch_like(out[0], cuda::select_scratch_bytes(inputs.entries(), inputs.count()));
+            scratch_like(out[0], cuda::select_scratch_bytes(inputs.entries(), inputs.count(), rule.strict));
         return cuda::topk_mask(inputs.entries(), inputs.count(), rule, scratch.data_ptr(), stream);
       });
   inputs.commit();

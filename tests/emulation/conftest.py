@@ -93,6 +93,7 @@ def _settings(request):
     module.set_seed(SEED ^ zlib.crc32(request.node.nodeid.encode()))
     module.set_last_blocks(2**64 - 1)
     module.set_grid(0)
+    module.set_small_grid(1)
     module.cpu.set_threads(1)
     if "backend" in request.fixturenames:
         request.getfixturevalue("backend").configure()

@@ -17,13 +17,24 @@ def keeps(n):
     return sorted({0, 1, n // 10, n // 2, n - n // 10, max(n - 1, 0), n})
 
 
-def check_topk(backend, scores, keep, *, dtypes=None, ties="exact", offset=0):
+def undefined_mask(backend, shape, packed=False, offset=0):
+    """A mask of bytes, or of bits."""
+    size = int(np.prod(shape))
+    return backend.undefined(-(-size // 8), "uint8", offset) if packed else backend.undefined(shape, "bool", offset)
+
+
+def assert_mask(mask, expected):
+    packed = mask.dtype == "uint8"
+    assert_same(mask.read(), np.packbits(expected.ravel(), bitorder="little") if packed else expected)
+
+
+def check_topk(backend, scores, keep, *, dtypes=None, ties="exact", offset=0, packed=False, strict=False):
     dtypes = dtypes or ["float32"] * len(scores)
     device = [backend.array(a, d, offset) for a, d in zip(scores, dtypes, strict=True)]
-    masks = [backend.undefined(a.shape, "bool", offset) for a in scores]
-    backend.topk_mask(device, masks, keep, ties)
+    masks = [undefined_mask(backend, a.shape, packed, offset) for a in scores]
+    backend.topk_mask(device, masks, keep, ties, strict=strict)
     for mask, expected in zip(masks, oracle.topk_mask(scores, keep, ties), strict=True):
-        assert_same(mask.read(), expected)
+        assert_mask(mask, expected)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -70,27 +81,130 @@ def test_topk_of_nothing(backend):
     check_topk(backend, [np.zeros(0, np.float32)], 0)
 
 
-@given(data=st.data(), sizes=st.lists(st.integers(0, 400), min_size=1, max_size=5), levels=st.integers(1, 300))
+@given(data=st.data(), sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=5), levels=st.integers(1, 3000))
 def test_topk_of_any_lists(backend, data, sizes, levels):
     seed = data.draw(st.integers(0, 2**32))
     backend.module.set_seed(seed)
     rng = np.random.default_rng(seed)
     scores = [rng.integers(-levels, levels, n).astype(np.float32) for n in sizes]
-    check_topk(
-        backend, scores, data.draw(st.integers(0, sum(sizes))), ties=data.draw(st.sampled_from(["exact", "threshold"]))
-    )
+    how = {name: data.draw(st.booleans()) for name in ("packed", "strict")}
+    ties = data.draw(st.sampled_from(["exact", "threshold"]))
+    check_topk(backend, scores, data.draw(st.integers(0, sum(sizes))), ties=ties, **how)
 
 
-def check_update_topk(backend, entries, keep, *, ties="exact", **how):
+# --- many entries: a sample, a pass over a bracket, and what the sample may do to it -------------------
+
+HOWS = [{}, {"packed": True}, {"strict": True}, {"strict": True, "packed": True}]
+MANY = 20_013
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("name", VALUES)
+def test_topk_of_many(backend, name, how):
+    score = values(name, (MANY,))
+    for keep in (3, MANY // 2, MANY - 2500):
+        for ties in ("exact", "threshold"):
+            check_topk(backend, [score], keep, ties=ties, **how)
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_topk_of_many_of_each_dtype(backend, dtype, how):
+    for name in ("normal", "wide_range", "mostly_zero"):
+        check_topk(backend, [values(name, (MANY,), dtype)], MANY // 2, dtypes=[dtype], **how)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_topk_of_more_samples_than_a_block_takes(backend, how):
+    check_topk(backend, [values("normal", (n,), seed=n) for n in (160_000, 9)], 100_000, **how)
+
+
+def sampled(backend, n):
+    """Where the kernels take their samples of ``n`` entries."""
+    return [backend.module.sample_position(j, n // 64, n) for j in range(n // 64)]
+
+
+#: Where samples are that mislead: above or below all other entries, or on both sides of them with the bracket between.
+MISLEADING = {
+    "above": lambda rng, size: 10 + rng.random(size),
+    "below": lambda rng, size: -10 - rng.random(size),
+    "around": lambda rng, size: rng.choice([-10, 10], size) + rng.random(size),
+    "equal, above": lambda rng, size: np.full(size, 10),
+    "equal, inside": lambda rng, size: np.full(size, 0.5),
+}
+
+
+@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("name", MISLEADING)
+def test_topk_of_many_where_the_sample_misleads(backend, name, how):
+    rng = np.random.default_rng(0)
+    for levels in (4, 1 << 20):  # with ties everywhere, and with few
+        score = (rng.integers(0, levels, MANY) / levels).astype(np.float32)
+        positions = sampled(backend, MANY)
+        score[positions] = MISLEADING[name](rng, len(positions))
+        for keep in (MANY // 2, MANY // 10):
+            check_topk(backend, [score], keep, **how)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_topk_with_ties_at_every_place_of_the_bracket(backend, how):
+    # A value that fills the bracket is both ends of it; others lie at one end, or strictly inside.
+    rng = np.random.default_rng(1)
+    for levels in (1, 2, 7, 40, 300):
+        score = rng.integers(0, levels, MANY).astype(np.float32)
+        for keep in (1, MANY // 3, MANY // 2, MANY - 1):
+            check_topk(backend, [score], keep, **how)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_topk_of_many_tensors(backend, how):
+    # More than a table holds, of mixed dtypes, with ties across their bounds.
+    sizes = [i % 61 for i in range(900)]
+    dtypes = [("float32", "bfloat16")[i % 2] for i in range(900)]
+    scores = [
+        values("few_distinct" if i % 3 else "normal", (n,), d, i)
+        for i, (n, d) in enumerate(zip(sizes, dtypes, strict=True))
+    ]
+    for keep in (sum(sizes) // 2, sum(sizes) // 5):
+        check_topk(backend, scores, keep, dtypes=dtypes, **how)
+
+
+def test_kth_of_many(backend):
+    for name in ("normal", "few_distinct", "everything", "mostly_zero"):
+        score = values(name, (MANY,))
+        device = [backend.array(score)]
+        for k in (1, 77, MANY // 2, MANY):
+            assert_same(np.float32(backend.kth_value(device, k)), np.float32(oracle.kth_value([score], k)))
+
+
+def test_kth_of_many_where_the_sample_misleads(backend):
+    rng = np.random.default_rng(0)
+    score = rng.random(MANY).astype(np.float32)
+    positions = sampled(backend, MANY)
+    for mislead in MISLEADING.values():
+        score[positions] = mislead(rng, len(positions))
+        device = [backend.array(score)]
+        for k in (MANY // 10, MANY // 2):
+            assert backend.kth_value(device, k) == np.float32(oracle.kth_value([score], k))
+
+
+def check_update_topk(backend, entries, keep, *, ties="exact", packed=False, **how):
     """``entries`` are (score, weight, grad, dtype)."""
     device = [[backend.array(a, dtype) for a in arrays] for *arrays, dtype in entries]
-    masks = [backend.undefined(score.shape, "bool") for score, *_ in entries]
+    masks = [undefined_mask(backend, score.shape, packed) for score, *_ in entries]
     backend.update_topk_mask(*zip(*device, strict=True), masks, keep, ties, metric="snip", **how)
     expected = [oracle.update_scores(*arrays, metric="snip", dtype=dtype, **how) for *arrays, dtype in entries]
     for (score, *_), value in zip(device, expected, strict=True):
         assert_same(score.read(), value)
     for mask, kept in zip(masks, oracle.topk_mask(expected, keep, ties), strict=True):
-        assert_same(mask.read(), kept)
+        assert_mask(mask, kept)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_update_and_topk_of_one_dtype(backend, packed):
+    entries = [(*(values("normal", (n,), seed=3 * n + j) for j in range(3)), "float32") for n in (9001, 300, 8192)]
+    for keep in (4000, 9000):
+        check_update_topk(backend, entries, keep, alpha=0.9, packed=packed)
 
 
 @pytest.mark.parametrize("ties", ["exact", "threshold"])

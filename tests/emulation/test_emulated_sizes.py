@@ -75,19 +75,27 @@ def test_update_block_scores(emulation, last_blocks):
     assert_same(score.read(np.float32, cols), np.abs(tail).max(0))
 
 
-def test_topk_mask(emulation, last_blocks):
-    tail = np.random.default_rng(0).permutation(TAIL).astype(np.float32) + 1
-    score, mask = Sparse(emulation, PAST_32, 4).write(tail), Sparse(emulation, PAST_32, 1)
-    tensor = select_tensor(emulation, score, mask, PAST_32)
-    # The grid gives every block one tile, and the blocks that do not run count nothing: the k lowest are the k lowest
-    # of the last tiles, which end with the tail.
-    emulation.set_grid(-(-PAST_32 // 8192))
-    last_blocks(1)
-    in_tile = PAST_32 % 8192
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_topk_mask(emulation, last_blocks, packed, strict):
+    numel = PAST_32 // 8 * 8
+    in_tile = numel % 8192
+    tail = np.random.default_rng(0).permutation(in_tile).astype(np.float32) - in_tile
+    score, mask = Sparse(emulation, numel, 4).write(tail), Sparse(emulation, numel // 8 if packed else numel, 1)
+    dtypes = [emulation.Dtype.float32] * 2
+    tensor = emulation.SelectTensor(score.address, 0, 0, mask.address, numel, numel, *dtypes, packed)
+    # All is 0 but for the tail, which lies below: the k lowest are in it, whatever the blocks that do not run would
+    # count. The grid gives a tile to every warp or eight to every block, and the last tile to one of the last blocks.
+    emulation.set_grid(-(-numel // (8 * 8192)))
+    emulation.set_small_grid(2)  # the samples are all taken
+    last_blocks(3)
     k = in_tile // 2
-    emulation.cuda.topk_mask([tensor], emulation.SelectRule(emulation.Metric.stored, k, False, False))
-    last = tail[-in_tile:]
-    assert_same(mask.read(bool, in_tile), oracle.keep_highest(last, in_tile - k))
+    emulation.cuda.topk_mask([tensor], emulation.SelectRule(emulation.Metric.stored, k, False, strict))
+    expected = oracle.keep_highest(tail, in_tile - k)
+    if packed:
+        assert_same(mask.read(np.uint8, in_tile // 8), np.packbits(expected, bitorder="little"))
+    else:
+        assert_same(mask.read(bool, in_tile), expected)
 
 
 @pytest.mark.parametrize("packed", [False, True])

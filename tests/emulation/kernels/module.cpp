@@ -14,6 +14,7 @@
 #include "../../../csrc/cpu/gather.h"
 #include "../../../csrc/cpu/kernels.h"
 #include "../../../csrc/cuda/kernels.h"
+#include "../../../csrc/math/bracket.h"
 
 namespace py = pybind11;
 using namespace pruneops;
@@ -107,8 +108,12 @@ cpu::Pool pool() {
 
 // The launchers as functions that throw, with scratch memory of exactly the size that they ask for.
 struct Cuda {
-  using Scratch = std::unique_ptr<void, void (*)(void*)>;
-  static Scratch scratch(int64_t bytes) { return {emulation::allocate(bytes), emulation::release}; }
+  // Very much of it takes up memory only where it is touched.
+  struct Scratch {
+    Memory memory;
+    explicit Scratch(int64_t bytes) : memory(bytes, bytes < (1 << 26) ? Kind::device : Kind::sparse) {}
+    void* get() const { return at<void>(memory.address()); }
+  };
 
   template <auto kLaunch, class... Args>
   static void call(const Args&... args) {
@@ -118,25 +123,25 @@ struct Cuda {
   static void kth_value(const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value,
                         Dtype dtype) {
     const auto count = static_cast<int64_t>(tensors.size());
-    const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
+    const Scratch work(cuda::select_scratch_bytes(tensors.data(), count));
     check(cuda::kth_value(tensors.data(), count, metric, k, at<void>(value), dtype, work.get(),
                           cudaStream_t{}));
   }
   static void topk_mask(const std::vector<SelectTensor>& tensors, const SelectRule& rule) {
     const auto count = static_cast<int64_t>(tensors.size());
-    const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
+    const Scratch work(cuda::select_scratch_bytes(tensors.data(), count, rule.strict));
     check(cuda::topk_mask(tensors.data(), count, rule, work.get(), cudaStream_t{}));
   }
   static void update_topk_mask(const std::vector<UpdateTensor>& updates,
                                const std::vector<SelectTensor>& tensors, const UpdateRule& update,
                                const SelectRule& select) {
     const auto count = static_cast<int64_t>(tensors.size());
-    const Scratch work = scratch(cuda::select_scratch_bytes(tensors.data(), count));
+    const Scratch work(cuda::select_scratch_bytes(tensors.data(), count));
     check(cuda::update_topk_mask(updates.data(), tensors.data(), count, update, select, work.get(),
                                  cudaStream_t{}));
   }
   static void gather_slabs(const SlabTensor& slabs, Address importance, Dtype dtype, bool original_order) {
-    const Scratch work = scratch(cuda::gather_scratch_bytes(slabs.instances));
+    const Scratch work(cuda::gather_scratch_bytes(slabs.instances));
     check(cuda::gather_slabs(slabs, at<void>(importance), dtype, original_order, work.get(), cudaStream_t{}));
   }
 };
@@ -301,6 +306,7 @@ PYBIND11_MODULE(_emulation, m) {
   m.def("set_seed", emulation::set_seed, py::arg("seed"));
   m.def("set_grid", emulation::set_grid, py::arg("blocks"));
   m.def("set_last_blocks", emulation::set_last_blocks, py::arg("count"));
+  m.def("set_small_grid", emulation::set_small_grid, py::arg("blocks"));
   py::enum_<Kind>(m, "Kind")
       .value("device", Kind::device)
       .value("sparse", Kind::sparse)
@@ -310,6 +316,7 @@ PYBIND11_MODULE(_emulation, m) {
       .def_property_readonly("address", &Memory::address)
       .def("write", &Memory::write, py::arg("data"), py::arg("offset") = 0)
       .def("read", &Memory::read, py::arg("bytes"), py::arg("offset") = 0);
+  m.def("sample_position", sample_position, py::arg("j"), py::arg("size"), py::arg("total"));
   bind_structures(m);
   bind_cuda(m.def_submodule("cuda"));
   bind_cpu(m.def_submodule("cpu"));

@@ -23,6 +23,7 @@ uint64_t current_seed = 0;
 bool seeded = false;
 unsigned grid_blocks = 0;
 uint64_t last_blocks = ~uint64_t{0};
+uint64_t small_grid = 1;
 
 constexpr uint64_t kMaxThreads = 1024, kMaxParameters = 32764, kMaxBlocksRun = 1 << 20;
 
@@ -146,30 +147,36 @@ void set_last_blocks(uint64_t count) {
   last_blocks = count;
 }
 
+void set_small_grid(uint64_t blocks) {
+  small_grid = blocks;
+}
+
 void run(const Config& config, const Kernel& kernel) {
   seed_once();
   grid.config = config;
   grid.kernel = kernel;
   check_config(config, kernel);
-  if (grid_blocks > 0 && volume(config.grid) > 1) grid.config.grid.x = grid_blocks;
+  const bool is_small = volume(config.grid) <= small_grid;
+  if (grid_blocks > 0 && !is_small) grid.config.grid.x = grid_blocks;
   grid.module = find_module(kernel.shared_marker, kernel.address);
   grid.size = static_cast<unsigned>(volume(config.block));
   while (grid.threads.size() < grid.size) grid.threads.push_back(std::make_unique<Thread>());
 
-  const uint64_t blocks = volume(grid.config.grid), count = std::min(last_blocks, blocks);
+  const uint64_t blocks = volume(grid.config.grid), count = is_small ? blocks : std::min(last_blocks, blocks);
   if (count > kMaxBlocksRun) refuse_launch(std::to_string(count) + " blocks are too many to emulate");
   grid.order.resize(count);
   std::iota(grid.order.begin(), grid.order.end(), blocks - count);
+  if (count < blocks) grid.order.push_back(0);
   random_source.shuffle(grid.order);
 
-  if (grid.serial + count > kMaxSerial) {
+  if (grid.serial + grid.order.size() > kMaxSerial) {
     forget_accesses();
     grid.serial = 0;
   }
   grid.refused_thread = nullptr;
   grid.first_serial = grid.serial + 1;
   start_launch();
-  for (uint64_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < grid.order.size(); ++i) {
     ++grid.serial;
     run_block();
   }

@@ -49,8 +49,12 @@ uint64_t seed();
 // kernels that loop over their work whatever the grid.
 void set_grid(unsigned blocks);
 
-// Run only the last blocks of every grid, at most so many: how the far end of a huge range is reached.
+// Run only the last blocks of every grid, at most so many, and the first, which may have work of its own: how
+// the far end of a huge range is reached.
 void set_last_blocks(uint64_t count);
+
+// Grids of at most so many blocks, at first 1, run as they are launched whatever the two above say.
+void set_small_grid(uint64_t blocks);
 
 // ---- what a thread sees
 // ---------------------------------------------------------------------------------------
