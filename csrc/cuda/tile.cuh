@@ -12,7 +12,7 @@ constexpr int kTileVectors = static_cast<int>(kTile / (kThreads * kVector));
 
 // Blocks whose registers shall fit a multiprocessor: float keys of a tile take half of what is left then.
 template <class T>
-constexpr int kTileBlocks = sizeof(T) == sizeof(float) ? 3 : 1;
+constexpr int kTileBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
 
 // Vector v of a thread lies behind those of all threads before v.
 template <class T>
