@@ -131,7 +131,7 @@ FAULTS = [
     Fault("maximum: NaN lost", "math/metric.h", "(a > b || a != a)", "(a > b)"),
     Fault("bfloat16: half away from even", "math/dtype.h", "bits + 0x7fffu", "bits + 0x8000u"),
     Fault("blocks: rows skipped", "cuda/block.cuh", "r += warps)", "r += kWarps)"),
-    Fault("packing: big bit order", "cuda/masks.cuh", "(keep.words[i]) << i", "(keep.words[i]) << (7 - i)"),
+    Fault("packing: big bit order", "cuda/vector.cuh", "keep.words[i]) << i", "keep.words[i]) << (7 - i)"),
     Fault("conv: wrong kernel position", "math/geometry.h", "++within == inner", "++within > inner"),
 ]
 

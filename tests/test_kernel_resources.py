@@ -11,8 +11,9 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 #: Kernels that stream tensors, and the widest accesses that they make where pointers are aligned.
 HOT = {
     "update.cu": {"update_scores_kernel": ("ld", "st"), "update_block_scores_kernel": ("ld",)},
-    "select.cu": {"pass_kernel": ("ld",), "round_kernel": ("ld",), "count_next_digits_kernel": ("ld",), "write_mask_kernel": ("ld",), "count_ties_kernel": ("ld",),
-                  "row_topk_mask_kernel": ("ld",), "nm_vector_kernel": ("ld",)},
+    "select.cu": {"pass_kernel": ("ld",), "round_kernel": ("ld",), "count_next_digits_kernel": ("ld",),
+                  "write_mask_kernel": ("ld",), "count_ties_kernel": ("ld",), "row_topk_mask_kernel": ("ld",),
+                  "nm_vector_kernel": ("ld",)},
     "masks.cu": {"apply_masks_kernel": ("ld", "st"), "apply_block_masks_kernel": ("ld", "st")},
 }  # fmt: skip
 
