@@ -52,7 +52,14 @@ __global__ void __launch_bounds__(kThreads)
       const Key<T> other = __shfl_sync(kAllLanes, key, (group * m + j) % kWarp);
       rank += goes_before(other, j, key, lane - group * m);
     }
-    if (holds) t.mask[at] = rank < n;
+    const bool keep = holds && rank < n;
+    // Groups that are packed fill bytes, so that each byte lies within one warp.
+    const unsigned kept = __ballot_sync(kAllLanes, keep);
+    if (!t.packed) {
+      if (holds) t.mask[at] = keep;
+    } else if (holds && lane % 8 == 0) {
+      t.mask[at / 8] = static_cast<uint8_t>(kept >> lane);
+    }
   }
 }
 

@@ -139,6 +139,13 @@ class Backend:
         self.kernels.kth_value(tensors, how, k, value.address, getattr(self.module.Dtype, dtype))
         return value.read()[0]
 
+    def count_digits(self, scores, prefix, round, wide):
+        counts = self.undefined((len(scores), 2048), "int64")
+        given = self.array(np.uint64([prefix]).view(np.int64), "int64")
+        tensors = self._select_all(scores, [None] * len(scores))
+        self.kernels.count_digits(tensors, self.module.Metric.stored, given.address, round, wide, counts.address)
+        return counts.read()
+
     def topk_mask(self, scores, outs, keep, ties="exact", metric="stored", *, strict=False, **inputs):
         tensors = self._select_all(scores, outs, **inputs)
         self.kernels.topk_mask(tensors, self._select_rule(scores, keep, ties, metric, strict))

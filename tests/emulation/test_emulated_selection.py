@@ -241,13 +241,37 @@ def test_kth_value_sizes(backend, n):
         assert backend.kth_value(device, k) == np.float32(oracle.kth_value(scores, k))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_counts_of_digits(backend, dtype):
+    """Of keys made from the bits in NumPy: those that share a key's first digits, by their next digit."""
+    scores = [values(name, (n,), dtype) for name, n in (("everything", 3000), ("normal", 0), ("wide_range", 9000))]
+    kind, word = (np.float64, np.uint64) if dtype == "float64" else (np.float32, np.uint32)
+    size = 8 * np.dtype(kind).itemsize
+    device = [backend.array(score, dtype) for score in scores]
+    keys = [key_bits(score.astype(kind), word) for score in scores]
+    wanted = int(np.median(keys[2]))
+    for round in range(-(-size // 11)):
+        shift, before = (max(0, size - 11 * r) for r in (round + 1, round))
+        prefix = wanted >> before << before
+        counts = backend.count_digits(device, prefix, round, wide=dtype == "float64")
+        for found, own in zip(counts, keys, strict=True):
+            same = [key for key in map(int, own) if key >> before == wanted >> before]
+            digits = [key >> shift & (1 << (before - shift)) - 1 for key in same]
+            np.testing.assert_array_equal(found, np.bincount(np.array(digits, int), minlength=2048))
+
+
+def key_bits(score, word):
+    bits, top = (score + 0).view(word), word(1 << (8 * score.itemsize - 1))
+    return np.where(np.isnan(score), word(0), np.where(bits & top, ~bits, bits | top))
+
+
 # --- rows -------------------------------------------------------------------------------------------
 
 
-def check_rows(backend, score, keep, dtype="float32", offset=0):
-    mask = backend.undefined(score.shape, "bool", offset)
+def check_rows(backend, score, keep, dtype="float32", offset=0, packed=False):
+    mask = undefined_mask(backend, score.shape, packed, offset)
     backend.row_topk_mask(backend.array(score, dtype, offset), mask, keep)
-    assert_same(mask.read(), oracle.row_topk_mask(score, keep))
+    assert_mask(mask, oracle.row_topk_mask(score, keep))
 
 
 @pytest.mark.parametrize("row", [1, 2, 7, 8, 9, 255, 257, 2047, 2049, 5000])
@@ -267,10 +291,23 @@ def test_row_values(backend, name, dtype):
 # --- N:M --------------------------------------------------------------------------------------------
 
 
-def check_nm(backend, score, n, m, dtype="float32", offset=0):
-    mask = backend.undefined(score.shape, "bool", offset)
+@pytest.mark.parametrize("row", [8, 40, 256, 2048, 5000])
+def test_packed_rows(backend, row):
+    for keep in keeps(row):
+        check_rows(backend, values("few_distinct", (5, row)), keep, packed=True)
+
+
+def check_nm(backend, score, n, m, dtype="float32", offset=0, packed=False):
+    mask = undefined_mask(backend, score.shape, packed, offset)
     backend.nm_mask(backend.array(score, dtype, offset), mask, n, m)
-    assert_same(mask.read(), oracle.nm_mask(score, n, m))
+    assert_mask(mask, oracle.nm_mask(score, n, m))
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 8, 16, 24, 32])
+def test_packed_groups(backend, m):
+    for n in {0, 1, m // 2, m}:
+        for groups in (1, 13, 80):
+            check_nm(backend, values("few_distinct", (groups * m,)), n, m, packed=True)
 
 
 @pytest.mark.parametrize("m", range(1, 33))

@@ -155,6 +155,11 @@ void bind_cuda(py::module_ m) {
   });
   m.def("kth_value", Cuda::kth_value);
   m.def("topk_mask", Cuda::topk_mask);
+  m.def("count_digits", [](const std::vector<SelectTensor>& tensors, Metric metric, Address prefix, int round,
+                           bool wide, Address counts) {
+    Cuda::call<cuda::count_digits>(tensors.data(), tensors.size(), metric, at<int64_t>(prefix), round, wide,
+                                   at<int64_t>(counts));
+  });
   m.def("update_topk_mask", Cuda::update_topk_mask);
   m.def("row_topk_mask", Cuda::call<cuda::row_topk_mask, SelectTensor, Metric, int64_t, int64_t>);
   m.def("nm_mask", Cuda::call<cuda::nm_mask, SelectTensor, Metric, int64_t, int64_t>);
@@ -188,6 +193,11 @@ void bind_cpu(py::module_ m) {
         [](const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value, Dtype dtype) {
           kernels().kth_value(tensors.data(), tensors.size(), metric, k, at<void>(value), dtype, pool());
         });
+  m.def("count_digits", [](const std::vector<SelectTensor>& tensors, Metric metric, Address prefix, int round,
+                           bool wide, Address counts) {
+    kernels().count_digits(tensors.data(), tensors.size(), metric, at<int64_t>(prefix), round, wide,
+                           at<int64_t>(counts), pool());
+  });
   m.def("topk_mask", [](const std::vector<SelectTensor>& tensors, const SelectRule& rule) {
     kernels().topk_mask(tensors.data(), tensors.size(), rule, pool());
   });
