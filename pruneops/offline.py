@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .ops import unpack_mask
 from .planning import Plan
 from .report import LayerMasks, LayerReport, PruneReport
 from .score_files import CriterionScores, SavedScores
@@ -30,7 +31,8 @@ class Limits:
 class Pruning:
     """One run over a plan, by magnitude, which is computed on the fly and never stored, or by saved scores.
 
-    The masks of a joint selection exist together; every other mask exists only while its tensor is written.
+    The masks of a joint selection exist together, at one bit per unit; every other mask exists only while its tensor
+    is written.
 
     Args:
         plan: what to prune.
@@ -62,7 +64,7 @@ class Pruning:
         self.seconds = {"score": 0.0, "select": 0.0, "apply": 0.0, "write": 0.0}
         self._on_tensor = on_tensor
         self._scores = scores
-        self._masks: dict[str, Tensor] = {}
+        self._masks: dict[str, Tensor] = {}  # packed
         self._kept: dict[str, int] = {}
         self._to_prune = set(plan.names)
 
@@ -118,9 +120,11 @@ class Pruning:
             # Missing scores show before the first tensor is written.
             self._scores.check(self.plan.checkpoint, self.plan.names)
         # Without a joint selection this checks the limits, before the first tensor is written.
-        self._masks = self._select(self.plan.names if self.plan.selects_jointly else [])
+        self._masks = self._select(
+            self.plan.names if self.plan.selects_jointly else [], packed=self.plan.selects_jointly
+        )
 
-    def _select(self, names: list[str]) -> dict[str, Tensor]:
+    def _select(self, names: list[str], packed: bool = False) -> dict[str, Tensor]:
         checkpoint, pattern, limits = self.plan.checkpoint, self.plan.pattern, self.limits
         weights = {name: checkpoint.oriented(name, checkpoint.tensor(name)) for name in names}
         with self._timed("score"):
@@ -134,6 +138,7 @@ class Pruning:
                 **ranking,
                 min_sparsity=limits.min_sparsity,
                 max_sparsity=limits.max_sparsity,
+                packed=packed,
             )
 
     def _ranking(self, weights: dict[str, Tensor]) -> dict[str, Any]:
@@ -143,7 +148,11 @@ class Pruning:
         return {"scores": block_scores(weights, self.plan.pattern)} if self.plan.pattern.block else {}
 
     def _take_mask(self, name: str) -> Tensor:
-        mask = self._masks.pop(name) if name in self._masks else self._select([name])[name]
+        if name in self._masks:
+            grid = self.plan.pattern.grid(self.plan.checkpoint.weight_shape(name))
+            mask = unpack_mask(self._masks.pop(name), grid)
+        else:
+            mask = self._select([name])[name]
         per_unit = self.plan.checkpoint.tensors[name].numel // mask.numel()
         self._kept[name] = int(mask.sum()) * per_unit
         return mask

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
+from ._library import packed_size
 from .checkpoint import FLOATING, Checkpoint
 from .layers import NameFilter, Patterns, is_head
 from .patterns import Pattern, parse_pattern
@@ -66,13 +67,16 @@ class Plan:
     @property
     def memory_bytes(self) -> int:
         """Memory that the run needs beside the mapped files: masks, scores of blocks, and a copy of one tensor."""
-        # A mask has 1 byte per unit; a block also has a stored score of 4 bytes, or 8 for float64.
+        # A block has a stored score of 4 bytes, or 8 for float64. Masks have a byte per unit; of those that exist
+        # together, all but the one in use are packed.
         units = [prod(self.pattern.grid(self.checkpoint.weight_shape(name))) for name in self.names]
         infos = [self.checkpoint.tensors[name] for name in self.names]
         scores = [(8 if info.dtype == "F64" else 4) if self.pattern.block else 0 for info in infos]
-        selection = [count * (1 + score) for count, score in zip(units, scores, strict=True)]
         copy = max(info.end - info.start for info in infos)
-        return copy + (sum(selection) if self.selects_jointly else max(selection))
+        if self.selects_jointly:
+            packed = sum(packed_size(count) for count in units)
+            return copy + max(units) + packed + sum(count * score for count, score in zip(units, scores, strict=True))
+        return copy + max(count * (1 + score) for count, score in zip(units, scores, strict=True))
 
     @property
     def disk_bytes(self) -> int:

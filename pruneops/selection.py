@@ -28,6 +28,7 @@ def select_masks(
     input_norms: Mapping[str, Tensor] | None = None,
     min_sparsity: float | Mapping[str, float] | None = None,
     max_sparsity: float | None = None,
+    packed: bool = False,
 ) -> dict[str, Tensor]:
     """Masks that keep the highest-scoring units of named weights.
 
@@ -55,9 +56,11 @@ def select_masks(
         input_norms: name -> norms of the inputs, shape (C,) for a weight (R, C), for ``wanda``.
         min_sparsity: lowest sparsity of each weight; one for all, or by name (0 where a name is missing).
         max_sparsity: highest sparsity of each weight.
+        packed: masks of one bit per unit, for scope ``global`` without N:M, where all masks exist together.
 
     Returns:
-        name -> bool mask, True = keep: of the weight's shape, or (R/N, C/M) for block patterns.
+        name -> bool mask, True = keep: of the weight's shape, or (R/N, C/M) for block patterns. Where ``packed``, what
+        :func:`pruneops.ops.pack_mask` makes of it.
 
     Raises:
         ValueError: a value is out of range, the pattern does not divide a weight, the bounds cannot be met, or a
@@ -75,6 +78,8 @@ def select_masks(
     share = _check_sparsity(check, form, sparsity, min_sparsity, max_sparsity)
     _check_rows(check, form, scope)
     _check_weights(check, weights, form)
+    if packed and (form.nm or scope != "global"):
+        check.fail(f"packed masks are made with scope 'global' and without N:M, got {scope!r} and {form.spec!r}")
     units = _rank(check, weights, form, metric, scores, grads, input_norms)
     if form.nm:
         return units.named([units.nm(i, *form.nm) for i in range(len(units.tensors))])
@@ -84,8 +89,8 @@ def select_masks(
         return units.named([units.topk([i], int(share * size))[0] for i, size in enumerate(units.sizes)])
     budget = int(share * sum(units.sizes))
     if min_sparsity is None and max_sparsity is None:
-        return units.named(units.topk(range(len(units.tensors)), budget))
-    return units.named(_select_bounded(check, units, budget, min_sparsity, max_sparsity))
+        return units.named(units.topk(range(len(units.tensors)), budget, packed))
+    return units.named(_select_bounded(check, units, budget, min_sparsity, max_sparsity, packed))
 
 
 def check_limits(
@@ -210,13 +215,13 @@ class _Units:
     def named(self, masks: Sequence[Tensor]) -> dict[str, Tensor]:
         return dict(zip(self.names, masks, strict=True))
 
-    def topk(self, which: Sequence[int], prune: int) -> list[Tensor]:
+    def topk(self, which: Sequence[int], prune: int, packed: bool = False) -> list[Tensor]:
         """Masks of the tensors ``which`` that prune the ``prune`` lowest units of all of them together."""
         tensors = [self.tensors[i] for i in which]
         grads = None if self.grads is None else [self.grads[i] for i in which]
         norms = None if self.norms is None else [self.norms[i] for i in which]
         keep = sum(x.numel() for x in tensors) - prune
-        return list(ops.topk_mask(tensors, keep=keep, metric=self.metric, grads=grads, input_norm=norms))
+        return list(ops.topk_mask(tensors, keep=keep, packed=packed, metric=self.metric, grads=grads, input_norm=norms))
 
     @property
     def are_wide(self) -> bool:
@@ -376,12 +381,13 @@ def _select_bounded(
     budget: int,
     min_sparsity: float | Mapping[str, float] | None,
     max_sparsity: float | None,
+    packed: bool,
 ) -> list[Tensor]:
     """The best global selection of ``budget`` pruned units with a lowest and a highest count per tensor."""
     low, high = bounds(units.names, units.sizes, min_sparsity, max_sparsity)
     _check_bounds(check, units.names, units.sizes, budget, low, high)
     counts = _bounded_counts(units, budget, low, high) if units.tensors else []
-    return [units.topk([i], count)[0] for i, count in enumerate(counts)]
+    return [units.topk([i], count, packed)[0] for i, count in enumerate(counts)]
 
 
 def _bounded_counts(units: _Units, budget: int, low: list[int], high: list[int]) -> list[int]:

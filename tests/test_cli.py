@@ -232,8 +232,10 @@ def test_dry_run_tells_what_the_run_does_and_writes_nothing(folder, tmp_path, ca
     real = run_json(capsys, *args)
     assert dry["layers"] == real["layers"]
     assert dry["disk_bytes"] == sum(p.stat().st_size for p in (tmp_path / "new" / "out").rglob("*") if p.is_file())
-    units = sum(np.prod(shape) for shape in LAYERS.values()) // 2 if scope == "global" else 64
-    assert dry["memory_bytes"] == 5 * units + 128 * 4
+    units = [int(np.prod(shape)) // 2 for shape in LAYERS.values()]
+    # A copy of the largest tensor, its mask, and scores; where all layers are selected together also all masks.
+    together = 4 * sum(units) + sum(-(-n // 8) for n in units) if scope == "global" else 4 * max(units)
+    assert dry["memory_bytes"] == 2 * max(units) * 4 + max(units) + together
 
 
 def test_dry_run_needs_no_output(single, capsys):
