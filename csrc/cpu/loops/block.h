@@ -7,13 +7,16 @@ namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
 // A stripe is the part of one row of blocks that a task takes: whole blocks over kSpan columns, so that each
-// row is read in a long run; over kChunk where a block is one row, whose stripes follow each other in memory.
-// A block wider than kChunk is one stripe.
+// row is read in a long run. A block wider than kChunk is one stripe.
 constexpr int64_t kSpan = 8 * kChunk;
 
+// Within it, so many rows are read side by side, and so many of their columns at a time: the processor looks
+// ahead into the next loads while it computes, and a total is loaded and stored once for all these rows.
+constexpr int64_t kRows = 4;
+constexpr int64_t kColumns = 256;
+
 int64_t stripe_blocks(const Block& block) {
-  if (block.m > kChunk) return 1;
-  return (block.n > 1 ? kSpan : kChunk) / block.m;
+  return block.m > kChunk ? 1 : kSpan / block.m;
 }
 
 // Entries [col, col + n) of a row as T, in place or in `buffer`; a run ends where a kernel position does.
@@ -33,21 +36,12 @@ const T* load_row(const void* data, Dtype dtype, const Matrix& matrix, const Str
   return buffer;
 }
 
-// Calls f(w, g) with chunks of what the metric reads of a row; a chunk that it does not read is null.
-template <class T, class F>
-void with_row(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col, int64_t n, const F& f) {
-  T weights[kChunk], grads[kChunk];
-  const T* w = nullptr;
-  const T* g = nullptr;
-  if (reads_weight(rule.metric)) {
-    w = load_row(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row, col, n, weights);
-  }
-  if (reads_grad(rule.metric)) {
-    g = load_row(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, col, n, grads);
-    g = unscale_chunk(g, rule.grad_scale, n, grads);
-  }
-  f(w, g);
-}
+// What the metric reads of kTogether rows from one column on; null where it reads nothing.
+template <int64_t kTogether, class T>
+struct Rows {
+  const T* w[kTogether];
+  const T* g[kTogether];
+};
 
 // The value of an entry of a block: what is not finite is dropped here, but in a signed sum, which is dropped
 // whole.
@@ -58,20 +52,51 @@ PRUNEOPS_HD T block_entry(const T* w, const T* g, int64_t i) {
   return kDrop && kMetric != Metric::product ? finite_or_zero(value) : value;
 }
 
-// totals = values for the first row of a block, and totals combined with values for the others.
-template <bool kDrop, class T>
-void combine_row(const UpdateRule& rule, bool first, const T* w, const T* g, int64_t n,
-                 T* __restrict totals) {
+// totals = the values of the rows combined, and with the totals so far but where these are the first rows.
+template <Metric kMetric, bool kDrop, bool kFirst, Reduce kReduce, int64_t kTogether, class T>
+void combine_entries(const Rows<kTogether, T>& rows, int64_t n, T* __restrict totals) {
+  for (int64_t i = 0; i < n; ++i) {
+    T total = block_entry<kMetric, kDrop>(rows.w[0], rows.g[0], i);
+    if (!kFirst) total = combine(kReduce, totals[i], total);
+#pragma GCC unroll 4
+    for (int64_t r = 1; r < kTogether; ++r) {
+      total = combine(kReduce, total, block_entry<kMetric, kDrop>(rows.w[r], rows.g[r], i));
+    }
+    totals[i] = total;
+  }
+}
+
+template <bool kDrop, int64_t kTogether, class T>
+void combine_rows(const UpdateRule& rule, bool first, const Rows<kTogether, T>& rows, int64_t n, T* totals) {
   visit_metric(rule.metric, [&](auto constant) {
     constexpr Metric kMetric = decltype(constant)::value;
-    if (first) {
-      for (int64_t i = 0; i < n; ++i) totals[i] = block_entry<kMetric, kDrop>(w, g, i);
-    } else if (rule.reduce == Reduce::max) {
-      for (int64_t i = 0; i < n; ++i) totals[i] = max_or_nan(totals[i], block_entry<kMetric, kDrop>(w, g, i));
+    if (rule.reduce == Reduce::max) {
+      first ? combine_entries<kMetric, kDrop, true, Reduce::max>(rows, n, totals)
+            : combine_entries<kMetric, kDrop, false, Reduce::max>(rows, n, totals);
     } else {
-      for (int64_t i = 0; i < n; ++i) totals[i] += block_entry<kMetric, kDrop>(w, g, i);
+      first ? combine_entries<kMetric, kDrop, true, Reduce::sum>(rows, n, totals)
+            : combine_entries<kMetric, kDrop, false, Reduce::sum>(rows, n, totals);
     }
   });
+}
+
+// The columns [col, col + n), n at most kColumns, of kTogether rows.
+template <int64_t kTogether, class T>
+void read_and_combine(const BlockTensor& t, const UpdateRule& rule, bool first, int64_t row, int64_t col,
+                      int64_t n, T* totals) {
+  T weights[kTogether][kColumns], grads[kTogether][kColumns];
+  Rows<kTogether, T> rows{};
+  for (int64_t r = 0; r < kTogether; ++r) {
+    if (reads_weight(rule.metric)) {
+      rows.w[r] = load_row(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row + r, col, n, weights[r]);
+    }
+    if (reads_grad(rule.metric)) {
+      const T* g = load_row(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row + r, col, n, grads[r]);
+      rows.g[r] = unscale_chunk(g, rule.grad_scale, n, grads[r]);
+    }
+  }
+  rule.skip_nonfinite ? combine_rows<true>(rule, first, rows, n, totals)
+                      : combine_rows<false>(rule, first, rows, n, totals);
 }
 
 template <class T>
@@ -105,20 +130,20 @@ T* combine_columns(Reduce reduce, T* totals, int64_t blocks, int64_t width, T* s
 }
 
 // The totals of the columns [col, col + n) over `rows` rows: one for each of at most kSpan columns, or folded
-// into one for each of kChunk.
+// into one for each of kColumns.
 template <bool kFold, class T>
 void column_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t rows, int64_t col,
                    int64_t n, T* totals) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t done = 0; done < n; done += kChunk) {
-      const int64_t run = min64(kChunk, n - done);
+  for (int64_t r = 0; r < rows;) {
+    const bool together = rows - r >= kRows;
+    for (int64_t done = 0; done < n; done += kColumns) {
+      const int64_t run = min64(kColumns, n - done);
       const bool first = r == 0 && !(kFold && done > 0);
       T* const target = kFold ? totals : totals + done;
-      with_row<T>(t, rule, row + r, col + done, run, [&](const T* w, const T* g) {
-        rule.skip_nonfinite ? combine_row<true>(rule, first, w, g, run, target)
-                            : combine_row<false>(rule, first, w, g, run, target);
-      });
+      together ? read_and_combine<kRows>(t, rule, first, row + r, col + done, run, target)
+               : read_and_combine<1>(t, rule, first, row + r, col + done, run, target);
     }
+    r += together ? kRows : 1;
   }
 }
 
@@ -129,7 +154,7 @@ T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
   const int64_t col = first * t.block.m;
   if (t.block.m > kChunk) {
     column_totals<true>(t, rule, row, rows, col, t.block.m, one);
-    return combine_columns(rule.reduce, one, 1, kChunk, other);
+    return combine_columns(rule.reduce, one, 1, kColumns, other);
   }
   column_totals<false>(t, rule, row, rows, col, blocks * t.block.m, one);
   return combine_columns(rule.reduce, one, blocks, t.block.m, other);
@@ -170,12 +195,21 @@ void update_stripe(const BlockTensor& t, const UpdateRule& rule, int64_t stripe,
   const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first);
   const int64_t row = block_row * t.block.n + part * kPartRows;
   const int64_t rows = min64(kPartRows, t.block.n - part * kPartRows);
+  // Blocks whose rows are all read side by side are finished as soon as they are read.
+  const int64_t side_by_side = t.block.m < kColumns ? kColumns / t.block.m : 1;
+  const int64_t step = t.block.n <= kRows ? side_by_side : blocks;
   T one[kSpan], other[kSpan];
-  T* totals = block_totals<T>(t, rule, row, rows, first, blocks, one, other);
-  const int64_t place = block_row * t.grid_cols() + first;
-  if (parts == 1) return finish_scores(t, rule, place, blocks, totals);
-  memcpy(static_cast<T*>(part_totals) + part * grid_size(t) + place, totals,
-         static_cast<size_t>(blocks) * sizeof(T));
+  for (int64_t done = 0; done < blocks; done += step) {
+    const int64_t few = min64(step, blocks - done);
+    const int64_t place = block_row * t.grid_cols() + first + done;
+    T* totals = block_totals<T>(t, rule, row, rows, first + done, few, one, other);
+    if (parts == 1) {
+      finish_scores(t, rule, place, few, totals);
+    } else {
+      memcpy(static_cast<T*>(part_totals) + part * grid_size(t) + place, totals,
+             static_cast<size_t>(few) * sizeof(T));
+    }
+  }
 }
 
 template <class T>

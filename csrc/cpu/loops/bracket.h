@@ -79,6 +79,17 @@ class Collected {
   Buffer<int32_t> next_;
 };
 
+// Asks for the lines of a word's entries that far ahead: spread over the comparisons, during which no load of
+// its own would be under way.
+constexpr int64_t kAhead = 2 * kChunk;
+
+void prefetch_ahead(const void* data, Dtype dtype, int64_t at) {
+  if (data == nullptr) return;
+  const char* const end = advance(data, dtype, at + kAhead + kWord);
+  for (const char* line = advance(data, dtype, at + kAhead); line < end; line += 64)
+    __builtin_prefetch(line, 0, 2);
+}
+
 // Where the keys of a selection come from: from what a metric reads,
 template <class T>
 struct MetricKeys {
@@ -89,6 +100,10 @@ struct MetricKeys {
     const SelectTensor& t = tensors[i];
     __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
     if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
+  }
+  void prefetch_word(int64_t i, int64_t at) const {
+    prefetch_ahead(tensors[i].weight, tensors[i].weight_dtype, at);
+    prefetch_ahead(tensors[i].grad, tensors[i].grad_dtype, at);
   }
   void peek(int64_t i, int64_t at, Key<T>* key) const { key_chunk<T>(tensors[i], metric, at, 1, key); }
   void take(int64_t i, int64_t at, int64_t n, Key<T>* keys) const {
@@ -109,6 +124,11 @@ struct UpdatedKeys {
     __builtin_prefetch(advance(t.score, t.score_dtype, at));
     if (t.weight != nullptr) __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
     if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
+  }
+  void prefetch_word(int64_t i, int64_t at) const {
+    prefetch_ahead(updates[i].score, updates[i].score_dtype, at);
+    prefetch_ahead(updates[i].weight, updates[i].weight_dtype, at);
+    prefetch_ahead(updates[i].grad, updates[i].grad_dtype, at);
   }
   void peek(int64_t i, int64_t at, Key<T>* key) const {
     double score;
@@ -299,10 +319,10 @@ class BracketSelection {
       for (int64_t p = first; p < last; ++p) {
         Part part{{}, -1, -1, 0};
         const auto pass_tile = [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
-          K keys[kChunk];
-          uint8_t unused[kChunk];
-          for (int64_t at = begin; at < begin + length; at += kChunk) {
-            const int64_t n = min64(kChunk, begin + length - at);
+          K keys[kPiece];
+          uint8_t unused[kPiece];
+          for (int64_t at = begin; at < begin + length; at += kPiece) {
+            const int64_t n = min64(kPiece, begin + length - at);
             source_.take(&tensor - tensors_, at, n, keys);
             const auto keep = [&](uint8_t* kept) { classify_chunk(keys, n, tensor, at, kept, part); };
             write_masks ? put_mask(tensor, at, n, keep) : keep(unused);
@@ -320,14 +340,19 @@ class BracketSelection {
   // `high`.
   void classify_chunk(const K* keys, int64_t n, const SelectTensor& tensor, int64_t begin, uint8_t* kept,
                       Part& part) {
+    // Locals, which no write through `kept` can change.
+    const Bracket<K> bracket = bracket_;
+    BracketCounts counts = part.counts;
     for (int64_t at = 0; at < n; at += kWord) {
-      uint64_t inside = classify(keys + at, min64(kWord, n - at), bracket_, part.counts, kept + at);
+      source_.prefetch_word(&tensor - tensors_, begin + at);
+      uint64_t inside = classify(keys + at, min64(kWord, n - at), bracket, counts, kept + at);
       for (; inside != 0; inside &= inside - 1) {
         const int64_t i = at + __builtin_ctzll(inside);
         const bool has_room = collected_.add(part, keys[i], mask_bit(tensor, begin + i));
         if (!has_room) __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
       }
     }
+    part.counts = counts;
   }
 
   // The k-th smallest among the collected keys.

@@ -6,11 +6,15 @@
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
-// Updates the scores [at, at + n), n at most kChunk, and writes them to `target`: the scores themselves, or a
+// Entries that go through all loops of an update before the next ones are loaded: so few that the processor
+// looks ahead into the next loads while it computes.
+constexpr int64_t kPiece = 256;
+
+// Updates the scores [at, at + n), n at most kPiece, and writes them to `target`: the scores themselves, or a
 // buffer.
 template <class T>
-void update_chunk_as(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
-  T weights[kChunk], grads[kChunk], values[kChunk];
+void update_piece(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
+  T weights[kPiece], grads[kPiece], values[kPiece];
   const T* w = reads_weight(rule.metric) ? load_chunk(t.weight, t.weight_dtype, at, n, weights) : nullptr;
   const T* g = reads_grad(rule.metric) ? load_chunk(t.grad, t.grad_dtype, at, n, grads) : nullptr;
   if (g != nullptr) g = unscale_chunk(g, rule.grad_scale, n, grads);
@@ -19,8 +23,14 @@ void update_chunk_as(const UpdateTensor& t, const UpdateRule& rule, int64_t at, 
   blend_into(advance(t.score, t.score_dtype, at), t.score_dtype, n, rule, values, target);
 }
 
+// The same for any n.
 void update_chunk(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
-  t.wide() ? update_chunk_as<double>(t, rule, at, n, target) : update_chunk_as<float>(t, rule, at, n, target);
+  for (int64_t done = 0; done < n; done += kPiece) {
+    const int64_t piece = min64(kPiece, n - done);
+    void* const place = advance(target, t.score_dtype, done);
+    t.wide() ? update_piece<double>(t, rule, at + done, piece, place)
+             : update_piece<float>(t, rule, at + done, piece, place);
+  }
 }
 
 bool overflowed(const UpdateRule& rule) {
@@ -31,9 +41,7 @@ void update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule&
   if (overflowed(rule)) return;
   FlatTiles<UpdateTensor>(tensors, count)
       .for_all(pool, [&](const UpdateTensor& t, int64_t begin, int64_t length, int64_t) {
-        for (int64_t at = begin; at < begin + length; at += kChunk) {
-          update_chunk(t, rule, at, min64(kChunk, begin + length - at), advance(t.score, t.score_dtype, at));
-        }
+        update_chunk(t, rule, begin, length, advance(t.score, t.score_dtype, begin));
       });
 }
 
