@@ -79,17 +79,6 @@ class Collected {
   Buffer<int32_t> next_;
 };
 
-// Asks for the lines of a word's entries that far ahead: spread over the comparisons, during which no load of
-// its own would be under way.
-constexpr int64_t kAhead = 2 * kChunk;
-
-void prefetch_ahead(const void* data, Dtype dtype, int64_t at) {
-  if (data == nullptr) return;
-  const char* const end = advance(data, dtype, at + kAhead + kWord);
-  for (const char* line = advance(data, dtype, at + kAhead); line < end; line += 64)
-    __builtin_prefetch(line, 0, 2);
-}
-
 // Where the keys of a selection come from: from what a metric reads,
 template <class T>
 struct MetricKeys {
@@ -102,8 +91,8 @@ struct MetricKeys {
     if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
   }
   void prefetch_word(int64_t i, int64_t at) const {
-    prefetch_ahead(tensors[i].weight, tensors[i].weight_dtype, at);
-    prefetch_ahead(tensors[i].grad, tensors[i].grad_dtype, at);
+    prefetch_ahead(tensors[i].weight, tensors[i].weight_dtype, at, kWord);
+    prefetch_ahead(tensors[i].grad, tensors[i].grad_dtype, at, kWord);
   }
   void peek(int64_t i, int64_t at, Key<T>* key) const { key_chunk<T>(tensors[i], metric, at, 1, key); }
   void take(int64_t i, int64_t at, int64_t n, Key<T>* keys) const {
@@ -126,9 +115,9 @@ struct UpdatedKeys {
     if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
   }
   void prefetch_word(int64_t i, int64_t at) const {
-    prefetch_ahead(updates[i].score, updates[i].score_dtype, at);
-    prefetch_ahead(updates[i].weight, updates[i].weight_dtype, at);
-    prefetch_ahead(updates[i].grad, updates[i].grad_dtype, at);
+    prefetch_ahead(updates[i].score, updates[i].score_dtype, at, kWord);
+    prefetch_ahead(updates[i].weight, updates[i].weight_dtype, at, kWord);
+    prefetch_ahead(updates[i].grad, updates[i].grad_dtype, at, kWord);
   }
   void peek(int64_t i, int64_t at, Key<T>* key) const {
     double score;

@@ -27,6 +27,18 @@ inline char* advance(const void* data, Dtype dtype, int64_t entries) {
   return moved;
 }
 
+// Asks for the lines of the entries [begin, begin + n) that far ahead, to be spread over arithmetic during
+// which no load of its own would be under way.
+constexpr int64_t kAhead = 2 * kChunk;
+
+void prefetch_ahead(const void* data, Dtype dtype, int64_t begin, int64_t n) {
+  if (data == nullptr) return;
+  const char* const end = advance(data, dtype, begin + kAhead + n);
+  for (const char* line = advance(data, dtype, begin + kAhead); line < end; line += 64) {
+    __builtin_prefetch(line, 0, 2);
+  }
+}
+
 // The entries [begin, begin + n) of `data` at a distance of `stride`: in place where they already are T, side
 // by side; otherwise in `buffer`.
 template <class T>

@@ -18,7 +18,10 @@ void update_piece(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int
   const T* w = reads_weight(rule.metric) ? load_chunk(t.weight, t.weight_dtype, at, n, weights) : nullptr;
   const T* g = reads_grad(rule.metric) ? load_chunk(t.grad, t.grad_dtype, at, n, grads) : nullptr;
   if (g != nullptr) g = unscale_chunk(g, rule.grad_scale, n, grads);
+  prefetch_ahead(t.weight, t.weight_dtype, at, n);
+  prefetch_ahead(t.grad, t.grad_dtype, at, n);
   values_of<T>(rule.metric, w, g, nullptr, n, values);
+  if (rule.reads_score()) prefetch_ahead(t.score, t.score_dtype, at, n);
   if (rule.skip_nonfinite) drop_nonfinite(values, n);
   blend_into(advance(t.score, t.score_dtype, at), t.score_dtype, n, rule, values, target);
 }
