@@ -460,8 +460,8 @@ def topk_mask(
         ties: ``exact`` keeps exactly ``keep`` entries; ``threshold`` prunes everything up to and including the
             k-th smallest score (k = n - keep), ties too, as Neural Compressor and Torch-Pruning do.
         packed: masks of one bit per entry, as :func:`pack_mask` makes them; the masks in bytes never exist.
-        strict: extra memory that does not grow with the scores (below 8 MiB on the CPU, 4 bytes for 8,192 entries on
-            CUDA), for one more read of them. The masks are the same.
+        strict: extra memory that does not grow with the scores (below 8 MiB on the CPU, 4 MiB on CUDA), for one more
+            read of them on the CPU and two or three on CUDA. The masks are the same.
         out: masks to write into: bool, of the shapes of ``scores``; or uint8 and 1-D where ``packed``.
         metric: compute the score on the fly, never stored: any metric of :func:`update_scores_`, or ``wanda``
             abs(w) * input_norm[column] (Sun et al., 2024).
