@@ -44,8 +44,9 @@ struct Vector {
     if constexpr (kBytes >= 16) {
       uint4 raw[kBytes / 16];
       memcpy(raw, words, kBytes);
+      // A plain store of 16 bytes may be taken apart again where the words are at hand.
 #pragma unroll
-      for (int i = 0; i < kBytes / 16; ++i) reinterpret_cast<uint4*>(target)[i] = raw[i];
+      for (int i = 0; i < kBytes / 16; ++i) __stcg(reinterpret_cast<uint4*>(target) + i, raw[i]);
     } else {
       uint2 raw;
       memcpy(&raw, words, kBytes);

@@ -49,6 +49,8 @@ class Collected {
   // False where no page is left.
   bool add(Part& part, K key, uint64_t place) {
     if (part.last_page < 0 || part.last_size == kPage) {
+      // Looked at first, so that failures do not count on and on.
+      if (__atomic_load_n(&taken_, __ATOMIC_RELAXED) >= pages_) return false;
       const int32_t page = __atomic_fetch_add(&taken_, 1, __ATOMIC_RELAXED);
       if (page >= pages_) return false;
       next_[page] = -1;
