@@ -171,6 +171,20 @@ def nm_mask(score, n, m):
     return mask.reshape(np.shape(score))
 
 
+def key_bits(scores):
+    """The order of float32 or float64 scores as unsigned integers of their size; NaN is 0."""
+    word = np.dtype(f"u{scores.itemsize}").type
+    bits, top = (scores + scores.dtype.type(0)).view(word), word(1 << (8 * scores.itemsize - 1))
+    return np.where(np.isnan(scores), word(0), np.where(bits & top, ~bits, bits | top))
+
+
+def count_digits(keys, prefix, round):
+    """Of the keys whose bits before a round's digit, of 11 bits, are those of ``prefix``: how many have each digit."""
+    shift, before = (max(0, 8 * keys.itemsize - 11 * r) for r in (round + 1, round))
+    same = [key for key in map(int, keys) if key >> before == prefix >> before]
+    return np.bincount(np.array([key >> shift & (1 << (before - shift)) - 1 for key in same], int), minlength=2048)
+
+
 def prune_by_importance(array, importance, num_instances, stride, dim=0, order="importance"):
     kept = ranking(importance)[:num_instances]
     if order == "original":

@@ -71,7 +71,9 @@ template <class T>
 __device__ __forceinline__ TileKeys<T> load_tile(const SelectTensor& t, Metric metric, int64_t begin,
                                                  int64_t end) {
   TileKeys<T> tile{{}, begin, end};
-  if (metric == Metric::stored && end - begin == kTile && is_aligned(t.weight, 16)) {
+  // A tile of a row may begin anywhere.
+  const bool aligned = begin % kVector == 0 && is_aligned(t.weight, 16);
+  if (metric == Metric::stored && end - begin == kTile && aligned) {
     load_whole_tile(t.weight, t.weight_dtype, tile);
   } else {
 #pragma unroll
