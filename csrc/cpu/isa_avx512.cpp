@@ -3,9 +3,6 @@
 #include "kernels.h"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define PRUNEOPS_ISA avx512
-// With these intrinsics a build of GCC 12 for ThreadSanitizer writes wrong masks; others do not.
-#if !defined(__SANITIZE_THREAD__)
 #define PRUNEOPS_AVX512
-#endif
 #include "loops/all.h"
 #endif

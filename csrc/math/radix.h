@@ -57,15 +57,6 @@ struct Selection {
   }
 };
 
-// One round of a selection from the counts of all its digits.
-template <class R, class K>
-PRUNEOPS_HD void decide_round(Selection<K>& selection, int round, const int64_t* counts) {
-  int64_t below = 0;
-  int digit = 0;
-  while (selection.less + below + counts[digit] < selection.k) below += counts[digit++];
-  selection.decide(digit, R::shift(round), below, counts[digit]);
-}
-
 template <class K>
 PRUNEOPS_HD Selection<K> start_selection(int64_t k) {
   return Selection<K>{K(0), k, 0, 0};

@@ -45,8 +45,16 @@ struct Search {
   PRUNEOPS_HD void decide(int round, int digit, int64_t below, int64_t count) {
     selection.decide(digit, shift(round), below, count);
   }
-  // After the last round.
+  // A round from the counts of all its digits.
+  PRUNEOPS_HD void decide(int round, const int64_t* counts) {
+    int64_t below = 0;
+    int digit = 0;
+    while (selection.less + below + counts[digit] < selection.k) below += counts[digit++];
+    decide(round, digit, below, counts[digit]);
+  }
+  // The lowest key that may be the one sought: that one, after the last round.
   PRUNEOPS_HD K key() const { return static_cast<K>(base + selection.prefix); }
+  PRUNEOPS_HD Selection<K> found() const { return {key(), selection.k, selection.less, selection.equal}; }
 };
 
 PRUNEOPS_HD int32_t bit_width(uint64_t x) {
@@ -66,21 +74,18 @@ PRUNEOPS_HD Search<K> start_search(int64_t k, K first, K last, int64_t less, int
 template <class K>
 PRUNEOPS_HD Search<K> search_after(const BracketCounts& counts, const Bracket<K>& bracket, int64_t k,
                                    int64_t total, Among among) {
-  const int64_t to_low = counts.below + counts.at_low, to_high = to_low + counts.between;
-  switch (find_rank(counts, k)) {
-    case Found::at_low:
-      return start_search(k, bracket.low, bracket.low, counts.below, counts.at_low);
-    case Found::between:
-      return start_search(k, static_cast<K>(bracket.low + 1), static_cast<K>(bracket.high - 1), to_low,
-                          counts.between, among);
-    case Found::at_high:
-      return start_search(k, bracket.high, bracket.high, to_high, counts.at_high);
-    case Found::missed:
-      break;
+  const Found found = find_rank(counts, k);
+  const int64_t to_low = counts.below + counts.at_low, to_high = to_low + counts.between + counts.at_high;
+  if (found == Found::between) {
+    return start_search(k, static_cast<K>(bracket.low + 1), static_cast<K>(bracket.high - 1), to_low,
+                        counts.between, among);
+  }
+  if (found != Found::missed) {
+    const Selection<K> end = at_end(bracket, counts, found, k, 0);
+    return start_search(k, end.prefix, end.prefix, end.less, end.equal);
   }
   if (k <= counts.below) return start_search(k, K(0), static_cast<K>(bracket.low - 1), 0, counts.below);
-  const int64_t less = to_high + counts.at_high;
-  return start_search(k, static_cast<K>(bracket.high + 1), static_cast<K>(~K(0)), less, total - less);
+  return start_search(k, static_cast<K>(bracket.high + 1), static_cast<K>(~K(0)), to_high, total - to_high);
 }
 
 }  // namespace pruneops

@@ -26,11 +26,19 @@ PRUNEOPS_HD uint8_t gather_bits(uint64_t bytes) {
 void unpack_bits(const uint8_t* packed, int64_t begin, int64_t n, uint8_t* bytes) {
   const uint8_t* source = packed + begin / 8;
   const int64_t whole = n / 8;
-  for (int64_t i = 0; i < whole; ++i) {
+  int64_t i = 0;
+#if defined(PRUNEOPS_AVX512)
+  for (; i + 8 <= whole; i += 8) {
+    uint64_t word;
+    memcpy(&word, source + i, 8);
+    _mm512_storeu_si512(bytes + i * 8, _mm512_maskz_set1_epi8(word, 1));
+  }
+#endif
+  for (; i < whole; ++i) {
     const uint64_t spread = spread_bits(source[i]);
     memcpy(bytes + i * 8, &spread, 8);
   }
-  for (int64_t i = whole * 8; i < n; ++i) bytes[i] = (source[whole] >> (i - whole * 8)) & 1;
+  for (i = whole * 8; i < n; ++i) bytes[i] = (source[whole] >> (i - whole * 8)) & 1;
 }
 
 // n bytes of 0 or 1 as bits; the unused bits of the last byte are 0.

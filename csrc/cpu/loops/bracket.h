@@ -2,7 +2,7 @@
 // bracket.
 #pragma once
 
-#include "../../math/bracket.h"
+#include "../../math/search.h"
 #include "array.h"
 #include "select.h"
 #include "update.h"
@@ -117,7 +117,7 @@ struct UpdatedKeys {
     if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
   }
   void prefetch_word(int64_t i, int64_t at) const {
-    prefetch_ahead(updates[i].score, updates[i].score_dtype, at, kWord);
+    if (rule.reads_score()) prefetch_ahead(updates[i].score, updates[i].score_dtype, at, kWord);
     prefetch_ahead(updates[i].weight, updates[i].weight_dtype, at, kWord);
     prefetch_ahead(updates[i].grad, updates[i].grad_dtype, at, kWord);
   }
@@ -175,31 +175,20 @@ Bracket<Key<T>> sample_bracket(const SelectTensor* tensors, int64_t count, int64
   return bracket;
 }
 
-// Counts of keys around a bracket, and of those strictly inside in bins of equal width.
+// Counts of keys around a bracket, and of the first digits of those strictly inside.
 template <class K>
-struct BracketBins {
-  static constexpr int kBins = 1 << 12;
+struct BracketDigits {
   Bracket<K> bracket;
-  int shift;
   BracketCounts counts{};
-  int64_t bins[kBins] = {};
+  int64_t digits[Search<K>::kBins] = {};
 
-  explicit BracketBins(const Bracket<K>& b) : bracket(b), shift(0) {
-    while (((b.high - b.low) >> shift) >= kBins) ++shift;
-  }
+  explicit BracketDigits(const Bracket<K>& b) : bracket(b) {}
 
   void add(const K* inside, const BracketCounts& some) {
+    const auto search =
+        start_search(0, static_cast<K>(bracket.low + 1), static_cast<K>(bracket.high - 1), 0, 0);
     counts = counts + some;
-    for (int64_t i = 0; i < some.between; ++i) ++bins[(inside[i] - bracket.low) >> shift];
-  }
-
-  // The bin that holds the k-th smallest, which is strictly inside, as a bracket.
-  Bracket<K> bin_of(int64_t k, int64_t& size) const {
-    int64_t before = counts.below + counts.at_low, bin = 0;
-    while (before + bins[bin] < k) before += bins[bin++];
-    size = bins[bin];
-    const K low = bracket.low + (static_cast<K>(bin) << shift), width = (K(1) << shift) - 1;
-    return {low, bracket.high - low > width ? static_cast<K>(low + width) : bracket.high};
+    for (int64_t i = 0; i < some.between; ++i) ++digits[search.digit(inside[i], 0)];
   }
 };
 
@@ -211,12 +200,12 @@ void add_counts(const BracketCounts& local, BracketCounts& counts) {
 }
 
 template <class T, class Keys>
-BracketBins<Key<T>> count_bins(const SelectTensor* tensors, SelectTiles& tiles, const Keys& source,
-                               const Bracket<Key<T>>& bracket, const Pool& pool) {
+BracketDigits<Key<T>> count_bracket(const SelectTensor* tensors, SelectTiles& tiles, const Keys& source,
+                                    const Bracket<Key<T>>& bracket, const Pool& pool) {
   using K = Key<T>;
-  BracketBins<K> all(bracket);
+  BracketDigits<K> all(bracket);
   parallel(pool, tiles.tiles(), [&](int64_t first, int64_t last) {
-    BracketBins<K> own(bracket);
+    BracketDigits<K> own(bracket);
     tiles.for_range(first, last, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
       K keys[kChunk], inside[kChunk + kCompactRoom];
       for (int64_t at = begin; at < begin + length; at += kChunk) {
@@ -225,35 +214,32 @@ BracketBins<Key<T>> count_bins(const SelectTensor* tensors, SelectTiles& tiles, 
         own.add(inside, compact(keys, n, bracket, inside));
       }
     });
-    add_counts(own.bins, own.kBins, all.bins);
+    add_counts(own.digits, Search<K>::kBins, all.digits);
     add_counts(own.counts, all.counts);
   });
   return all;
 }
 
 // Narrows a bracket by counting reads, usually one, until it holds the k-th smallest and at most `capacity`
-// keys strictly inside.
+// keys strictly inside, or is one key.
 template <class T, class Keys>
-Bracket<Key<T>> count_bracket(const SelectTensor* tensors, SelectTiles& tiles, const Keys& source, int64_t k,
-                              Bracket<Key<T>> bracket, int64_t capacity, const Pool& pool) {
+Bracket<Key<T>> narrow_bracket(const SelectTensor* tensors, SelectTiles& tiles, const Keys& source, int64_t k,
+                               Bracket<Key<T>> bracket, int64_t capacity, const Pool& pool) {
   using K = Key<T>;
   Bracket<K> outer = whole_bracket<K>();
   for (;;) {
-    const auto counted = count_bins<T>(tensors, tiles, source, bracket, pool);
-    switch (find_rank(counted.counts, k)) {
-      case Found::at_low:
-        return {bracket.low, bracket.low};
-      case Found::at_high:
-        return {bracket.high, bracket.high};
-      case Found::between: {
-        int64_t size = 0;
-        outer = bracket = counted.bin_of(k, size);
-        if (size <= capacity || bracket.low == bracket.high) return bracket;
-        break;
-      }
-      case Found::missed:
-        bracket = outer = beside(outer, bracket, counted.counts, k);
+    const auto counted = count_bracket<T>(tensors, tiles, source, bracket, pool);
+    const Found found = find_rank(counted.counts, k);
+    if (found == Found::missed) {
+      bracket = outer = beside(outer, bracket, counted.counts, k);
+      continue;
     }
+    auto search = search_after(counted.counts, bracket, k, 0, Among::all);
+    if (found == Found::between) search.decide(0, counted.digits);
+    const K low = search.key(), width = (K(1) << search.shift(0)) - 1;
+    // The last digit may reach past the bracket.
+    outer = bracket = {low, bracket.high - low > width ? static_cast<K>(low + width) : bracket.high};
+    if (bracket.low == bracket.high || search.selection.equal <= capacity) return bracket;
   }
 }
 
@@ -283,8 +269,9 @@ class BracketSelection {
     for (int64_t p = 0; p < parts_count_; ++p) counts = counts + parts_[p].counts;
     found_ = find_rank(counts, k_);
     if (overflow_ || found_ == Found::missed) return false;
-    selection_ = at_end(bracket_, counts, found_, k_, 0);
-    if (found_ == Found::between) select_collected(counts);
+    auto search = search_after(counts, bracket_, k_, 0, Among::collected);
+    for (int round = 0; search.width(round) > 0; ++round) decide_among_collected(search, round);
+    selection_ = search.found();
     return true;
   }
 
@@ -311,12 +298,10 @@ class BracketSelection {
         Part part{{}, -1, -1, 0};
         const auto pass_tile = [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
           K keys[kPiece];
-          uint8_t unused[kPiece];
           for (int64_t at = begin; at < begin + length; at += kPiece) {
             const int64_t n = min64(kPiece, begin + length - at);
             source_.take(&tensor - tensors_, at, n, keys);
-            const auto keep = [&](uint8_t* kept) { classify_chunk(keys, n, tensor, at, kept, part); };
-            write_masks ? put_mask(tensor, at, n, keep) : keep(unused);
+            pass_piece(keys, n, tensor, at, write_masks, part);
           }
         };
         tiles_.for_range(part_begin(p), part_begin(p + 1), pass_tile);
@@ -327,43 +312,37 @@ class BracketSelection {
 
   int64_t part_begin(int64_t part) { return part * tiles_.tiles() / parts_count_; }
 
-  // Counts a chunk into the part, collects what is strictly inside of the bracket and keeps what is not below
-  // `high`.
-  void classify_chunk(const K* keys, int64_t n, const SelectTensor& tensor, int64_t begin, uint8_t* kept,
-                      Part& part) {
-    // Locals, which no write through `kept` can change.
+  // Counts the keys of the entries from `begin` on, collects what is strictly inside of the bracket and keeps
+  // what is not below `high`.
+  void pass_piece(const K* keys, int64_t n, const SelectTensor& tensor, int64_t begin, bool write_masks,
+                  Part& part) {
+    // Locals, which no write to a mask can change.
     const Bracket<K> bracket = bracket_;
     BracketCounts counts = part.counts;
     for (int64_t at = 0; at < n; at += kWord) {
       source_.prefetch_word(&tensor - tensors_, begin + at);
-      uint64_t inside = classify(keys + at, min64(kWord, n - at), bracket, counts, kept + at);
-      for (; inside != 0; inside &= inside - 1) {
-        const int64_t i = at + __builtin_ctzll(inside);
-        const bool has_room = collected_.add(part, keys[i], mask_bit(tensor, begin + i));
+      const int64_t some = min64(kWord, n - at);
+      const Places places(keys + at, some, bracket);
+      places.count_into(counts);
+      if (write_masks) put_word(tensor, begin + at, some, places.from_high);
+      for_bits(places.between, [&](int i) {
+        const bool has_room = collected_.add(part, keys[at + i], mask_bit(tensor, begin + at + i));
         if (!has_room) __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
-      }
+      });
     }
     part.counts = counts;
   }
 
-  // The k-th smallest among the collected keys.
-  void select_collected(const BracketCounts& counts) {
-    using R = WideRadix<K>;
-    auto inside = start_selection<K>(k_ - counts.below - counts.at_low);
-    for (int round = 0; round < R::kRounds; ++round) {
-      int64_t digits[R::kBins] = {};
-      parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
-        int64_t local[R::kBins] = {};
-        for_collected(first, last, [&](int64_t, K key, uint64_t) {
-          if (R::matches(key, inside.prefix, round)) ++local[R::digit(key, round)];
-        });
-        add_counts(local, R::kBins, digits);
+  void decide_among_collected(Search<K>& search, int round) {
+    int64_t digits[Search<K>::kBins] = {};
+    parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
+      int64_t local[Search<K>::kBins] = {};
+      for_collected(first, last, [&](int64_t, K key, uint64_t) {
+        if (search.matches(key, round)) ++local[search.digit(key, round)];
       });
-      decide_round<R>(inside, round, digits);
-    }
-    selection_.prefix = inside.prefix;
-    selection_.less = counts.below + counts.at_low + inside.less;
-    selection_.equal = inside.equal;
+      add_counts(local, Search<K>::kBins, digits);
+    });
+    search.decide(round, digits);
   }
 
   template <class F>

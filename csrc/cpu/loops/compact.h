@@ -9,144 +9,131 @@
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
-// Keys past the last one inside that `inside` must have room for.
-constexpr int64_t kCompactRoom = 16;
-
-// `inside` has room for n + kCompactRoom keys and may be `keys`; with one key for both ends, its ties count
-// as `at_low`.
-template <class K>
-BracketCounts compact_plain(const K* keys, int64_t n, const Bracket<K>& bracket, K* inside) {
-  const K low = bracket.low, high = bracket.high;
-  BracketCounts counts{};
-  for (int64_t i = 0; i < n; ++i) {
-    const K key = keys[i];
-    counts.below += key < low;
-    counts.at_low += key == low;
-    counts.at_high += (key == high) & (low != high);
-    inside[counts.between] = key;
-    counts.between += (key > low) & (key < high);
-  }
-  return counts;
-}
-
-// Keys that are classified at a time: one bit each in a word.
+// Keys that are compared at a time: one bit each in a word.
 constexpr int64_t kWord = 64;
 
-// Adds n keys, at most kWord, to the counts, writes which are from the high end on, and returns which lie
-// strictly inside.
+// Which of at most kWord keys are lower than another one, and which equal it.
+struct Compared {
+  uint64_t lower;
+  uint64_t equal;
+};
+
 template <class K>
-uint64_t classify_plain(const K* keys, int64_t n, const Bracket<K>& bracket, BracketCounts& counts,
-                        uint8_t* from_high) {
-  const K low = bracket.low, high = bracket.high;
-  uint8_t inside[kWord] = {};
-  int32_t from_low = 0, above_low = 0, at_high = 0, above = 0;
+Compared compare_plain(const K* keys, int64_t n, K key) {
+  uint8_t lower[kWord] = {}, equal[kWord] = {};
   for (int64_t i = 0; i < n; ++i) {
-    from_low += keys[i] >= low;
-    above_low += keys[i] > low;
-    above += keys[i] > high;
+    lower[i] = keys[i] < key;
+    equal[i] = keys[i] == key;
   }
-  for (int64_t i = 0; i < n; ++i) {
-    from_high[i] = keys[i] >= high;
-    at_high += keys[i] == high;
-    inside[i] = (keys[i] > low) & (keys[i] < high);
-  }
-  counts.below += n - from_low;
-  counts.at_low += from_low - above_low;
-  if (low == high) return 0;
-  counts.at_high += at_high;
-  const int64_t between = above_low - above - at_high;
-  counts.between += between;
-  uint64_t bits = 0;
-  if (between != 0) pack_bits(inside, kWord, reinterpret_cast<uint8_t*>(&bits));
-  return bits;
+  Compared result;
+  pack_bits(lower, kWord, reinterpret_cast<uint8_t*>(&result.lower));
+  pack_bits(equal, kWord, reinterpret_cast<uint8_t*>(&result.equal));
+  return result;
 }
 
 #if defined(PRUNEOPS_AVX512)
-struct Keys32 {
-  using Vector = __m512i;
-  static constexpr int kLanes = 16;
-  static Vector all(uint32_t key) { return _mm512_set1_epi32(static_cast<int>(key)); }
-  static unsigned less(Vector a, Vector b) { return _mm512_cmplt_epu32_mask(a, b); }
-  static unsigned equal(Vector a, Vector b) { return _mm512_cmpeq_epi32_mask(a, b); }
-  static Vector compress(unsigned mask, Vector a) {
-    return _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), a);
-  }
-};
-struct Keys64 {
-  using Vector = __m512i;
-  static constexpr int kLanes = 8;
-  static Vector all(uint64_t key) { return _mm512_set1_epi64(static_cast<long long>(key)); }
-  static unsigned less(Vector a, Vector b) { return _mm512_cmplt_epu64_mask(a, b); }
-  static unsigned equal(Vector a, Vector b) { return _mm512_cmpeq_epi64_mask(a, b); }
-  static Vector compress(unsigned mask, Vector a) {
-    return _mm512_maskz_compress_epi64(static_cast<__mmask8>(mask), a);
-  }
-};
-template <class K>
-struct Lanes;
-template <>
-struct Lanes<uint32_t> : Keys32 {};
-template <>
-struct Lanes<uint64_t> : Keys64 {};
+// A word of the masks f(0), f(1), ... of 16 or 8 keys. They are joined as masks: GCC 12 may write a narrow
+// mask that it was told to widen to memory as it is, and read it back wide.
+template <class F>
+uint64_t join16(const F& f) {
+  return _mm512_kunpackd(_mm512_kunpackw(f(3), f(2)), _mm512_kunpackw(f(1), f(0)));
+}
+template <class F>
+uint64_t join8(const F& f) {
+  return join16([&](int i) { return _mm512_kunpackb(f(2 * i + 1), f(2 * i)); });
+}
 
-template <class K>
-BracketCounts compact(const K* keys, int64_t n, const Bracket<K>& bracket, K* inside) {
-  using L = Lanes<K>;
-  const auto low = L::all(bracket.low), high = L::all(bracket.high);
-  const unsigned apart = bracket.low != bracket.high ? ~0u : 0u;
-  BracketCounts counts{};
-  int64_t i = 0;
-  for (; i + L::kLanes <= n; i += L::kLanes) {
-    const auto some = _mm512_loadu_si512(keys + i);
-    const unsigned between = L::less(low, some) & L::less(some, high);
-    counts.below += __builtin_popcount(L::less(some, low));
-    counts.at_low += __builtin_popcount(L::equal(some, low));
-    counts.at_high += __builtin_popcount(L::equal(some, high) & apart);
-    _mm512_storeu_si512(inside + counts.between, L::compress(between, some));
-    counts.between += __builtin_popcount(between);
-  }
-  const BracketCounts rest = compact_plain(keys + i, n - i, bracket, inside + counts.between);
-  return {counts.below + rest.below, counts.at_low + rest.at_low, counts.between + rest.between,
-          counts.at_high + rest.at_high};
+inline Compared compare_whole(const uint32_t* keys, uint32_t key) {
+  const __m512i all = _mm512_set1_epi32(static_cast<int>(key));
+  return {
+      join16([&](int i) { return _mm512_cmplt_epu32_mask(_mm512_loadu_si512(keys + 16 * i), all); }),
+      join16([&](int i) { return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(keys + 16 * i), all); }),
+  };
+}
+inline Compared compare_whole(const uint64_t* keys, uint64_t key) {
+  const __m512i all = _mm512_set1_epi64(static_cast<long long>(key));
+  return {
+      join8([&](int i) { return _mm512_cmplt_epu64_mask(_mm512_loadu_si512(keys + 8 * i), all); }),
+      join8([&](int i) { return _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(keys + 8 * i), all); }),
+  };
 }
 
 template <class K>
-uint64_t classify(const K* keys, int64_t n, const Bracket<K>& bracket, BracketCounts& counts,
-                  uint8_t* from_high) {
-  if (n < kWord) return classify_plain(keys, n, bracket, counts, from_high);
-  using L = Lanes<K>;
-  const auto low = L::all(bracket.low), high = L::all(bracket.high);
-  uint64_t below = 0, at_low = 0, at_high = 0, above = 0;
-#pragma GCC unroll 8
-  for (int i = 0; i < kWord; i += L::kLanes) {
-    const auto some = _mm512_loadu_si512(keys + i);
-    below |= static_cast<uint64_t>(L::less(some, low)) << i;
-    at_low |= static_cast<uint64_t>(L::equal(some, low)) << i;
-    at_high |= static_cast<uint64_t>(L::equal(some, high)) << i;
-    above |= static_cast<uint64_t>(L::less(high, some)) << i;
-  }
-  const __m512i bytes = _mm512_maskz_set1_epi8(at_high | above, 1);
-  _mm512_storeu_si512(from_high, bytes);
-  if (bracket.low == bracket.high) at_high = 0;
-  const uint64_t between = ~(below | at_low | at_high | above);
-  counts.below += __builtin_popcountll(below);
-  counts.at_low += __builtin_popcountll(at_low);
-  counts.at_high += __builtin_popcountll(at_high);
-  counts.between += __builtin_popcountll(between);
-  return between;
+Compared compare(const K* keys, int64_t n, K key) {
+  return n == kWord ? compare_whole(keys, key) : compare_plain(keys, n, key);
 }
 #else
 template <class K>
-uint64_t classify(const K* keys, int64_t n, const Bracket<K>& bracket, BracketCounts& counts,
-                  uint8_t* from_high) {
-  return classify_plain(keys, n, bracket, counts, from_high);
-}
-
-template <class K>
-BracketCounts compact(const K* keys, int64_t n, const Bracket<K>& bracket, K* inside) {
-  return compact_plain(keys, n, bracket, inside);
+Compared compare(const K* keys, int64_t n, K key) {
+  return compare_plain(keys, n, key);
 }
 #endif
+
+// Where n keys lie, n at most kWord; with one key for both ends, its ties are `at_low`.
+struct Places {
+  uint64_t below;
+  uint64_t at_low;
+  uint64_t between;
+  uint64_t at_high;
+  uint64_t from_high;  // the ties of the high end and what lies above
+
+  template <class K>
+  Places(const K* keys, int64_t n, const Bracket<K>& bracket) {
+    const uint64_t all = n < kWord ? (uint64_t(1) << n) - 1 : ~uint64_t(0);
+    const Compared low = compare(keys, n, bracket.low), high = compare(keys, n, bracket.high);
+    below = low.lower;
+    at_low = low.equal;
+    at_high = high.equal & ~at_low;
+    between = high.lower & ~(below | at_low);
+    from_high = all & ~high.lower;
+  }
+
+  void count_into(BracketCounts& counts) const {
+    counts.below += __builtin_popcountll(below);
+    counts.at_low += __builtin_popcountll(at_low);
+    counts.between += __builtin_popcountll(between);
+    counts.at_high += __builtin_popcountll(at_high);
+  }
+};
+
+// f(i) for the bits of a word.
+template <class F>
+void for_bits(uint64_t bits, const F& f) {
+  for (; bits != 0; bits &= bits - 1) f(__builtin_ctzll(bits));
+}
+
+// Keys past the last one inside that `inside` must have room for.
+constexpr int64_t kCompactRoom = 16;
+
+// Writes the keys that `bits` names, of n at most kWord, side by side.
+template <class K>
+void compact_word(const K* keys, int64_t, uint64_t bits, K* inside) {
+  for_bits(bits, [&](int i) { *inside++ = keys[i]; });
+}
+
+#if defined(PRUNEOPS_AVX512)
+inline void compact_word(const uint32_t* keys, int64_t n, uint64_t bits, uint32_t* inside) {
+  if (n < kWord) return compact_word<uint32_t>(keys, n, bits, inside);
+  for (int i = 0; i < kWord; i += 16) {
+    const auto some = static_cast<__mmask16>(bits >> i);
+    _mm512_storeu_si512(inside, _mm512_maskz_compress_epi32(some, _mm512_loadu_si512(keys + i)));
+    inside += __builtin_popcountll(bits >> i & 0xffff);
+  }
+}
+#endif
+
+// `inside` has room for n + kCompactRoom keys and may be `keys`.
+template <class K>
+BracketCounts compact(const K* keys, int64_t n, const Bracket<K>& bracket, K* inside) {
+  BracketCounts counts{};
+  for (int64_t at = 0; at < n; at += kWord) {
+    const int64_t some = min64(kWord, n - at);
+    const Places places(keys + at, some, bracket);
+    if (places.between != 0) compact_word(keys + at, some, places.between, inside + counts.between);
+    places.count_into(counts);
+  }
+  return counts;
+}
 
 }  // namespace
 }  // namespace pruneops::cpu::PRUNEOPS_ISA

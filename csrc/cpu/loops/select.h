@@ -103,6 +103,17 @@ void put_mask(const SelectTensor& tensor, int64_t begin, int64_t n, const F& fil
   pack_bits(bytes, n, tensor.mask + begin / 8);
 }
 
+// Writes the mask of the entries [begin, begin + n), one bit each from the lowest on; n is at most 64, and
+// begin a multiple of 8.
+void put_word(const SelectTensor& tensor, int64_t begin, int64_t n, uint64_t bits) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(&bits);
+  if (tensor.packed) {
+    memcpy(tensor.mask + begin / 8, bytes, static_cast<size_t>(ceil_div(n, 8)));
+  } else {
+    unpack_bits(bytes, 0, n, tensor.mask + begin);
+  }
+}
+
 // The address of an entry's mask in bits; the byte of a mask that is not packed is its lowest bit.
 uint64_t mask_bit(const SelectTensor& tensor, int64_t entry) {
   const uint64_t begin = reinterpret_cast<uintptr_t>(tensor.mask);

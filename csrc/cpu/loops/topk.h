@@ -99,7 +99,7 @@ PassPlan<Key<T>> plan_by_counts(const SelectTensor* tensors, int64_t count, int6
                                 const Keys& source, int64_t k, const Pool& pool) {
   const int64_t size = sample_size(total, kFewSampled);
   const auto sampled = sample_bracket<T>(tensors, count, total, source, k, size, pool);
-  return {count_bracket<T>(tensors, tiles, source, k, sampled, kFewCollected, pool), kFewCollected};
+  return {narrow_bracket<T>(tensors, tiles, source, k, sampled, kFewCollected, pool), kFewCollected};
 }
 
 // Calls pass(plan) with a sampled bracket and, where that fails or may not be used, with a counted one.
