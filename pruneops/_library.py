@@ -42,7 +42,8 @@ def _writes_only(*_: object) -> None:
 # --- formulas -------------------------------------------------------------------------------------
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype in which a formula over these tensors is computed."""
     return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
@@ -79,7 +80,7 @@ def _values(
     """v for each tensor of a list, computed in float32 (float64 where one of its inputs is)."""
     for i in range(max(len(firsts), len(grads))):
         inputs = [x[i] if x else None for x in (firsts, grads, norms)]
-        dtype = _compute_dtype(*(x for x in (*inputs, *scores[i : i + 1]) if x is not None))
+        dtype = compute_dtype(*(x for x in (*inputs, *scores[i : i + 1]) if x is not None))
         first, grad, norm = (None if x is None else x.to(dtype) for x in inputs)
         if grad is not None and grad_scale is not None:
             grad = grad / grad_scale.reshape(()).to(dtype)
@@ -174,12 +175,12 @@ def update_block_scores_(
 
 
 def _block_reduce_fake(score, block, reduce):
-    return score.new_empty(block_grid(block, score.shape), dtype=_compute_dtype(score))
+    return score.new_empty(block_grid(block, score.shape), dtype=compute_dtype(score))
 
 
 @_op("block_reduce(Tensor score, int[] block, str reduce) -> Tensor", fake=_block_reduce_fake)
 def block_reduce(score, block, reduce):
-    return _reduce(_as_blocks(score.to(_compute_dtype(score)), block), reduce)
+    return _reduce(_as_blocks(score.to(compute_dtype(score)), block), reduce)
 
 
 # --- selection ------------------------------------------------------------------------------------
@@ -193,8 +194,13 @@ def _sort_key(score: Tensor) -> Tensor:
     return torch.where(score.isnan(), -(2**63), keys)
 
 
-#: A selection by rounds decides a key digit by digit from the top: 3 rounds for 32 bits, 6 for 64.
+#: A selection by rounds decides a key digit by digit from the top.
 DIGIT_BITS = 11
+
+
+def digit_rounds(dtype: torch.dtype) -> int:
+    """Rounds until the key of a score that is computed in ``dtype`` is decided."""
+    return -(-8 * dtype.itemsize // DIGIT_BITS)
 
 
 def digit_shift(dtype: torch.dtype, round: int) -> int:
@@ -212,7 +218,7 @@ def _key_bits(score: Tensor) -> Tensor:
 
 def _all_scores(scores, metric, grads, norms) -> Tensor:
     values = [value.reshape(-1) for value in _values(metric, (), scores, grads, norms)]
-    dtype = _compute_dtype(*values)
+    dtype = compute_dtype(*values)
     return torch.cat([value.to(dtype) for value in values])
 
 
@@ -227,7 +233,7 @@ def _keep_highest(scores: Tensor, keep: int, ties: str = "exact") -> Tensor:
 
 
 def _kth_value_fake(scores, k, metric, grads, input_norms):
-    dtype = _compute_dtype(*scores, *grads)
+    dtype = compute_dtype(*scores, *grads)
     if metric is None:
         dtype = scores[0].dtype
         for score in scores[1:]:
@@ -267,7 +273,7 @@ def _digits_fake(scores, prefix, round, metric, grads, input_norms):
 )
 def count_digits(scores, prefix, round, metric, grads, input_norms):
     values = list(_values(metric, (), scores, grads, input_norms))
-    dtype = _compute_dtype(*values)
+    dtype = compute_dtype(*values)
     counts = _digits_fake(scores, prefix, round, metric, grads, input_norms).zero_()
     shift, before = digit_shift(dtype, round), digit_shift(dtype, round - 1)
     for value, row in zip(values, counts, strict=True):
@@ -377,7 +383,7 @@ def _slabs_fake(tensor, importance, num_instances, stride, dim, order):
     fake=_slabs_fake,
 )
 def prune_by_importance(tensor, importance, num_instances, stride, dim, order):
-    kept = _sort_key(importance.to(_compute_dtype(importance))).argsort(descending=True, stable=True)[:num_instances]
+    kept = _sort_key(importance.to(compute_dtype(importance))).argsort(descending=True, stable=True)[:num_instances]
     if order == "original":
         kept = kept.sort().values
     rows = (kept[:, None] * stride + torch.arange(stride, device=tensor.device)).reshape(-1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ._checks import BLOCK_METRICS, SCORE_METRICS, SELECT_METRICS, Checker
-from ._library import packed_size
+from ._library import compute_dtype, digit_rounds, packed_size
 
 __all__ = [
     "apply_masks_",
@@ -432,8 +432,7 @@ def count_digits(
     check.dtype("prefix", check.tensor("prefix", prefix), torch.int64)
     if prefix.numel() != 1:
         check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
-    wide = any(x.dtype == torch.float64 for x in (*select.scores, *select.grads))
-    check.integer("round", round, 0, 5 if wide else 2)
+    check.integer("round", round, 0, digit_rounds(compute_dtype(*select.scores, *select.grads)) - 1)
     check.same_device([("prefix", prefix), *select.named()])
     return _OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
 

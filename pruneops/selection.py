@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import ops
 from ._checks import BLOCK_METRICS, SCORE_METRICS, Checker
-from ._library import DIGIT_BITS, digit_shift
+from ._library import compute_dtype, digit_rounds, digit_shift
 from .patterns import Pattern, parse_pattern
 
 SCOPES = ("global", "local", "row")
@@ -224,9 +224,9 @@ class _Units:
         return list(ops.topk_mask(tensors, keep=keep, packed=packed, metric=self.metric, grads=grads, input_norm=norms))
 
     @property
-    def are_wide(self) -> bool:
-        """Whether the units are ranked in float64."""
-        return any(x.dtype == torch.float64 for x in (*self.tensors, *(self.grads or ())))
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the units are ranked."""
+        return compute_dtype(*self.tensors, *(self.grads or ()))
 
     def count_digits(self, prefix: Tensor, round: int) -> Tensor:
         return ops.count_digits(
@@ -401,14 +401,13 @@ def _bounded_counts(units: _Units, budget: int, low: list[int], high: list[int])
     least, most = (torch.tensor(x, device=device)[:, None] for x in (low, high))
     below = torch.zeros_like(least)
     prefix = torch.zeros((), dtype=torch.int64, device=device)
-    ranked = torch.float64 if units.are_wide else torch.float32
-    for round in range(-(-8 * ranked.itemsize // DIGIT_BITS)):
+    for round in range(digit_rounds(units.dtype)):
         counts = units.count_digits(prefix, round)
         reached = below + counts.cumsum(1)
         digit = (reached.clamp(least, most).sum(0) < budget).sum()
         tied = counts.index_select(1, digit[None])
         below = reached.index_select(1, digit[None]) - tied
-        prefix = prefix | digit << digit_shift(ranked, round)
+        prefix = prefix | digit << digit_shift(units.dtype, round)
     # Of the ties with the threshold, the last tensor's are pruned first.
     pruned = below.clamp(least, most)
     ties = (below + tied).clamp(least, most) - pruned
