@@ -4,7 +4,7 @@ The reference is the default implementation for every device and the specificati
 kernels meet bit for bit (block sums: up to the order of summation). It is written for clarity and uses
 whole-tensor temporaries; the compiled library replaces it on CPU and CUDA (see ``_native.py``).
 
-Arguments are checked in ``ops.py``. Conventions of the schemas: an empty list stands for an argument
+Arguments are checked in ``ops``. Conventions of the schemas: an empty list stands for an argument
 that the metric does not read; ``metric=None`` in a selection means that the first argument is the score.
 """
 

@@ -1,0 +1,47 @@
+"""What the operators have in common: their types, and checks of inputs and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .._checks import Checker
+from .._library import packed_size
+
+Tensors = Tensor | Sequence[Tensor]
+TensorOrList = TypeVar("TensorOrList", Tensor, Sequence[Tensor])
+OPS = torch.ops.pruneops
+
+
+def mark_written(tensors: Sequence[Tensor]) -> None:
+    """Tell autograd of an in-place write, so that a stale backward raises instead of using new values."""
+    if not torch.compiler.is_compiling():
+        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+
+
+def check_inputs(
+    check: Checker, name: str, values: list[Tensor], likes: list[Tensor], like_name: str = "scores"
+) -> None:
+    """``values`` are as many floating tensors as ``likes``, of their shapes."""
+    check.same_length(name, values, like_name, likes)
+    for i, (value, like) in enumerate(zip(values, likes, strict=True)):
+        check.floating(f"{name}[{i}]", value)
+        check.same_shape(f"{name}[{i}]", value, f"{like_name}[{i}]", like.shape)
+
+
+def masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> list[Tensor]:
+    """The masks to write for these scores: given ones, checked, or new ones."""
+    if out is None:
+        if packed:
+            return [score.new_empty(packed_size(score.numel()), dtype=torch.uint8) for score in scores]
+        return [torch.empty(score.shape, dtype=torch.bool, device=score.device) for score in scores]
+    masks = check.tensors("out", out)
+    check.same_length("out", masks, "scores", scores)
+    for i, (mask, score) in enumerate(zip(masks, scores, strict=True)):
+        check.dtype(f"out[{i}]", mask, torch.uint8 if packed else torch.bool)
+        check.mask_for(f"out[{i}]", mask, f"scores[{i}]", score)
+        check.written(f"out[{i}]", mask)
+    return masks

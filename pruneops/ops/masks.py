@@ -1,0 +1,126 @@
+"""Masks: applied, expanded from blocks, packed and unpacked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .._checks import Checker
+from .._library import packed_size
+from .common import OPS, TensorOrList, Tensors, mark_written
+
+
+def expand_block_mask(mask: Tensor, block: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Expand a mask of (N, M) blocks to the shape of the weight.
+
+    Args:
+        mask: bool, shape (R/N, C/M).
+        block: (N, M); -1 is the whole extent.
+        shape: the weight's shape, (R, C) or (O, I, k...) seen as (O, k... * I).
+
+    Returns:
+        bool mask of ``shape``, contiguous.
+
+    Raises:
+        ValueError: the block does not divide ``shape``, or the mask has not the shape of its grid.
+        TypeError: an argument is not of the kind named above.
+
+    Example:
+        >>> expand_block_mask(torch.tensor([[True, False]]), (2, 1), (2, 2))
+        tensor([[ True, False],
+                [ True, False]])
+    """
+    check = Checker("expand_block_mask")
+    check.dtype("mask", check.tensor("mask", mask), torch.bool)
+    size = check.block(block)
+    check.shape("mask", mask, check.divides("shape", tuple(shape), size))
+    return OPS.expand_block_mask(mask, size, tuple(shape))
+
+
+def apply_masks_(tensors: TensorOrList, masks: Tensors, *, block: Sequence[int] | None = None) -> TensorOrList:
+    """Zero the pruned entries in place: they become +0.0 whatever was there, NaN and Inf too.
+
+    Args:
+        tensors: any dtype and shape.
+        masks: for each tensor a bool mask of its shape, or the uint8 result of :func:`pack_mask`, or with
+            ``block`` a bool mask of shape (R/N, C/M). They are never expanded in memory.
+        block: (N, M) where the masks are block masks; -1 is the whole extent.
+
+    Returns:
+        ``tensors``.
+
+    Raises:
+        ValueError: lengths, shapes or devices differ, or the block does not divide a tensor.
+        TypeError: a mask is neither bool nor packed.
+
+    Example:
+        >>> apply_masks_(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
+        tensor([1., 0.])
+    """
+    check = Checker("apply_masks_")
+    tensor_list, mask_list = check.tensors("tensors", tensors), check.tensors("masks", masks)
+    check.same_length("masks", mask_list, "tensors", tensor_list)
+    size = None if block is None else check.block(block)
+    for i, (tensor, mask) in enumerate(zip(tensor_list, mask_list, strict=True)):
+        check.written(f"tensors[{i}]", tensor)
+        if size is None:
+            check.mask_for(f"masks[{i}]", mask, f"tensors[{i}]", tensor)
+        else:
+            check.dtype(f"masks[{i}]", mask, torch.bool)
+            check.shape(f"masks[{i}]", mask, check.divides(f"tensors[{i}]", tensor.shape, size))
+    lists = (("tensors", tensor_list), ("masks", mask_list))
+    check.same_device([(f"{name}[{i}]", x) for name, values in lists for i, x in enumerate(values)])
+    if tensor_list:
+        OPS.apply_masks_(tensor_list, mask_list, size)
+        mark_written(tensor_list)
+    return tensors
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Pack a mask to 1 bit per entry, as ``numpy.packbits(mask, bitorder="little")``.
+
+    Args:
+        mask: bool, any shape.
+
+    Returns:
+        uint8 of shape (ceil(n / 8),); the unused bits of the last byte are 0.
+
+    Raises:
+        TypeError: the mask is not a bool tensor.
+
+    Example:
+        >>> pack_mask(torch.tensor([True, False, True]))
+        tensor([5], dtype=torch.uint8)
+    """
+    check = Checker("pack_mask")
+    check.dtype("mask", check.tensor("mask", mask), torch.bool)
+    return OPS.pack_mask(mask)
+
+
+def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """The inverse of :func:`pack_mask`.
+
+    Args:
+        packed: uint8 of shape (ceil(n / 8),).
+        shape: shape of the mask, with n entries.
+
+    Returns:
+        bool mask of ``shape``.
+
+    Raises:
+        ValueError: ``packed`` has not the length that ``shape`` needs.
+        TypeError: ``packed`` is not a uint8 tensor.
+
+    Example:
+        >>> unpack_mask(torch.tensor([5], dtype=torch.uint8), (3,))
+        tensor([ True, False,  True])
+    """
+    check = Checker("unpack_mask")
+    check.dtype("packed", check.tensor("packed", packed), torch.uint8)
+    sizes = tuple(shape)
+    for i, size in enumerate(sizes):
+        check.integer(f"shape[{i}]", size, 0)
+    check.shape("packed", packed, [packed_size(torch.Size(sizes).numel())])
+    return OPS.unpack_mask(packed, sizes)

@@ -1,0 +1,283 @@
+"""Exact selection: over all tensors, per row and per group, and the rounds that others drive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._checks import SELECT_METRICS, Checker
+from .._library import compute_dtype, digit_rounds
+from .common import OPS, TensorOrList, Tensors, check_inputs, mark_written, masks_for
+
+
+class _Selection:
+    """The checked inputs of a selection: what the scores are made of, and how many there are."""
+
+    def __init__(self, op: str, scores: Tensors, metric: str | None, grads: Any, input_norm: Any) -> None:
+        self.check = check = Checker(op)
+        self.scores = check.tensors("scores", scores)
+        self.metric = metric
+        self.grads: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        if metric is not None:
+            _, self.grads = check.reads(metric, SELECT_METRICS, self.scores, grads)
+        elif grads is not None:
+            check.fail("grads are read only with a metric")
+        for i, score in enumerate(self.scores):
+            check.floating(f"scores[{i}]", score)
+        if metric is not None and SELECT_METRICS[metric][1]:
+            check_inputs(check, "grads", self.grads, self.scores)
+        if metric == "wanda":
+            self._read_norms(input_norm)
+        elif input_norm is not None:
+            check.fail("input_norm is read only with metric 'wanda'")
+        self.total = sum(score.numel() for score in self.scores)
+
+    def _read_norms(self, input_norm: Any) -> None:
+        if input_norm is None:
+            self.check.fail("metric 'wanda' needs input_norm, got None")
+        self.norms = self.check.tensors("input_norm", input_norm)
+        self.check.same_length("input_norm", self.norms, "scores", self.scores)
+        for i, (norm, score) in enumerate(zip(self.norms, self.scores, strict=True)):
+            self.check.dtype(f"input_norm[{i}]", norm, torch.float32)
+            self.check.shape(f"input_norm[{i}]", norm, score.shape[-1:] or [1])
+
+    def named(self) -> list[tuple[str, Tensor]]:
+        lists = (("scores", self.scores), ("grads", self.grads), ("input_norm", self.norms))
+        return [(f"{name}[{i}]", x) for name, values in lists for i, x in enumerate(values)]
+
+    def outputs(self, packed: bool, out: Tensors | None) -> list[Tensor]:
+        """The masks to write, on the device of all inputs."""
+        masks = masks_for(self.check, self.scores, packed, out)
+        self.check.same_device(self.named() + [(f"out[{i}]", x) for i, x in enumerate(masks)])
+        return masks
+
+    def single(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Score, gradient and norm of a selection over one tensor."""
+        grad, norm = (values[0] if values else None for values in (self.grads, self.norms))
+        return self.scores[0], grad, norm
+
+
+def kth_value(
+    scores: Tensors,
+    k: int,
+    *,
+    metric: str | None = None,
+    grads: Tensors | None = None,
+    input_norm: Tensors | None = None,
+) -> Tensor:
+    """The k-th smallest score over all tensors.
+
+    Args:
+        scores: floating tensors of any shapes; with ``metric``, the weights.
+        k: rank from 1 (the smallest; NaN ranks lowest) to the number of entries.
+        metric, grads, input_norm: as in :func:`topk_mask`.
+
+    Returns:
+        0-d tensor on the device of ``scores``: their promoted dtype, or the dtype in which a metric is computed.
+        A zero is returned as +0.0.
+
+    Raises:
+        ValueError: ``k`` is out of range, or as in :func:`topk_mask`.
+        TypeError: as in :func:`topk_mask`.
+
+    Example:
+        >>> kth_value([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], 2)
+        tensor(2.)
+    """
+    select = _Selection("kth_value", scores, metric, grads, input_norm)
+    select.check.same_device(select.named())
+    select.check.integer("k", k, 1, select.total)
+    return OPS.kth_value(select.scores, k, metric, select.grads, select.norms)
+
+
+def count_digits(
+    scores: Tensors,
+    prefix: Tensor,
+    round: int,
+    *,
+    metric: str | None = None,
+    grads: Tensors | None = None,
+    input_norm: Tensors | None = None,
+) -> Tensor:
+    """One round of a selection by digits: how many scores of each tensor have which digit next.
+
+    The order of scores is that of their keys, unsigned integers of 32 bits (64 if a score is computed in float64;
+    NaN is 0). A selection decides the wanted key from the top, 11 bits a round: the counts of a round say which digit
+    the wanted rank lies in. Counts are sums, so the rounds also find one threshold for scores that lie in several
+    processes, or for limits per tensor (:func:`pruneops.selection.select_masks`).
+
+    Args:
+        scores: floating tensors of any shapes; with ``metric``, the weights.
+        prefix: int64, one element on the device of ``scores``: the key decided so far, its other bits 0.
+        round: from 0 to 2 (to 5 for keys of 64 bits). Its digit is the bits from ``max(0, bits - 11 * (round + 1))``
+            on; in the last round it has 10 bits (9).
+        metric, grads, input_norm: as in :func:`topk_mask`.
+
+    Returns:
+        int64 of shape (tensors, 2048): of the scores whose key has the digits of ``prefix`` before this round, how many
+        have each digit.
+
+    Raises:
+        ValueError: ``round`` or ``prefix`` is out of range, or as in :func:`topk_mask`.
+        TypeError: as in :func:`topk_mask`.
+
+    Example:
+        >>> counts = count_digits([torch.tensor([1.0, -1.0, 1.0])], torch.tensor(0), 0)
+        >>> counts.nonzero().tolist(), counts.sum().item()
+        ([[0, 515], [0, 1532]], 3)
+    """
+    select = _Selection("count_digits", scores, metric, grads, input_norm)
+    check = select.check
+    check.dtype("prefix", check.tensor("prefix", prefix), torch.int64)
+    if prefix.numel() != 1:
+        check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
+    check.integer("round", round, 0, digit_rounds(compute_dtype(*select.scores, *select.grads)) - 1)
+    check.same_device([("prefix", prefix), *select.named()])
+    return OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
+
+
+def topk_mask(
+    scores: TensorOrList,
+    *,
+    keep: int | None = None,
+    sparsity: float | None = None,
+    ties: str = "exact",
+    packed: bool = False,
+    strict: bool = False,
+    out: TensorOrList | None = None,
+    metric: str | None = None,
+    grads: Tensors | None = None,
+    input_norm: Tensors | None = None,
+) -> TensorOrList:
+    """Masks that keep the highest scores over all tensors together.
+
+    Args:
+        scores: floating tensors of any shapes; with ``metric``, the weights.
+        keep: number of entries to keep, over all tensors.
+        sparsity: instead of ``keep``: prune ``int(sparsity * n)`` of all n entries.
+        ties: ``exact`` keeps exactly ``keep`` entries; ``threshold`` prunes everything up to and including the
+            k-th smallest score (k = n - keep), ties too, as Neural Compressor and Torch-Pruning do.
+        packed: masks of one bit per entry, as :func:`pack_mask` makes them; the masks in bytes never exist.
+        strict: extra memory that does not grow with the scores (below 8 MiB on the CPU, 4 MiB on CUDA), for one more
+            read of them on the CPU and two or three on CUDA. The masks are the same.
+        out: masks to write into: bool, of the shapes of ``scores``; or uint8 and 1-D where ``packed``.
+        metric: compute the score on the fly, never stored: any metric of :func:`update_scores_`, or ``wanda``
+            abs(w) * input_norm[column] (Sun et al., 2024).
+        grads: gradients for the metrics that read them.
+        input_norm: float32, one of length C for each (..., C) weight, for ``wanda``.
+
+    Returns:
+        The masks: one for one tensor, a list for a sequence, ``out`` where given.
+
+    Raises:
+        ValueError: not exactly one of ``keep`` and ``sparsity``, a value out of range, or shapes, lengths or
+            devices that differ.
+        TypeError: an argument is not of the kind named above.
+
+    Example:
+        >>> topk_mask(torch.tensor([0.5, 2.0, 2.0, 1.0]), keep=1)
+        tensor([False,  True, False, False])
+    """
+    select = _Selection("topk_mask", scores, metric, grads, input_norm)
+    select.check.choice("ties", ties, ("exact", "threshold"))
+    kept = select.check.sparsity_to_keep(keep, sparsity, select.total)
+    masks = select.outputs(packed, out)
+    if masks:
+        OPS.topk_mask(select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
+        mark_written(masks)
+    if out is not None:
+        return out
+    return masks[0] if isinstance(scores, Tensor) else masks
+
+
+def row_topk_mask(
+    score: Tensor,
+    *,
+    keep: int | None = None,
+    sparsity: float | None = None,
+    packed: bool = False,
+    out: Tensor | None = None,
+    metric: str | None = None,
+    grads: Tensor | None = None,
+    input_norm: Tensor | None = None,
+) -> Tensor:
+    """Mask that keeps the highest scores of each row of the last dimension.
+
+    Args:
+        score: floating, shape (..., C); with ``metric``, the weight.
+        keep: entries to keep in each row.
+        sparsity: instead of ``keep``: prune ``int(sparsity * C)`` of each row.
+        packed, out, metric, grads, input_norm: as in :func:`topk_mask`. A packed mask of rows whose length is not a
+            multiple of 8 is made from one in bytes.
+
+    Returns:
+        The mask (``out`` where given) with exactly ``keep`` True in each row.
+
+    Raises:
+        ValueError, TypeError: as in :func:`topk_mask`.
+
+    Example:
+        >>> row_topk_mask(torch.tensor([[1.0, 3.0, 2.0]]), keep=2)
+        tensor([[False,  True,  True]])
+    """
+    select = _single_selection("row_topk_mask", score, metric, grads, input_norm, out)
+    kept = select.check.sparsity_to_keep(keep, sparsity, score.shape[-1] if score.dim() else 1)
+    return _mask_one(select, packed, out, OPS.row_topk_mask, kept)
+
+
+def nm_mask(
+    score: Tensor,
+    n: int,
+    m: int,
+    *,
+    packed: bool = False,
+    out: Tensor | None = None,
+    metric: str | None = None,
+    grads: Tensor | None = None,
+    input_norm: Tensor | None = None,
+) -> Tensor:
+    """N:M mask: exactly ``n`` True in each ``m`` consecutive entries of the last dimension.
+
+    Args:
+        score: floating, shape (..., C) with C divisible by ``m``; with ``metric``, the weight.
+        n: entries kept of each group, 0 to ``m``.
+        m: entries in a group, at least 1.
+        packed, out, metric, grads, input_norm: as in :func:`topk_mask`. A packed mask is made from one in bytes where
+            neither ``m`` divides 8 nor 8 divides ``m``.
+
+    Returns:
+        The mask (``out`` where given).
+
+    Raises:
+        ValueError: ``m`` does not divide the last dimension, or as in :func:`topk_mask`.
+        TypeError: as in :func:`topk_mask`.
+
+    Example:
+        >>> nm_mask(torch.tensor([4.0, 1.0, 3.0, 2.0]), 2, 4)
+        tensor([ True, False,  True, False])
+    """
+    select = _single_selection("nm_mask", score, metric, grads, input_norm, out)
+    select.check.integer("m", m, 1)
+    select.check.integer("n", n, 0, m)
+    columns = score.shape[-1] if score.dim() else 1
+    if columns % m:
+        select.check.fail(f"the last dimension of score is {columns}, which m={m} does not divide")
+    return _mask_one(select, packed, out, OPS.nm_mask, n, m)
+
+
+def _single_selection(op: str, score: Any, metric: Any, grads: Any, input_norm: Any, out: Any) -> _Selection:
+    for name, value in (("score", score), ("grads", grads), ("input_norm", input_norm), ("out", out)):
+        if value is not None or name == "score":
+            Checker(op).tensor(name, value)
+    return _Selection(op, score, metric, grads, input_norm)
+
+
+def _mask_one(select: _Selection, packed: bool, out: Tensor | None, op: Any, *how: int) -> Tensor:
+    (mask,) = select.outputs(packed, out)
+    score, grad, norm = select.single()
+    op(score, mask, *how, select.metric, grad, norm)
+    mark_written([mask])
+    return mask
