@@ -41,6 +41,10 @@ SHAPES = {"conv": (8, 4, 2, 2), "fc": (16, 8), "mlp": (8, 16)}
 ENTRIES = 128 + 128 + 128
 
 
+def sgd(model, **settings):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, **settings)
+
+
 def batch(step, size=6):
     generator = torch.Generator().manual_seed(1000 + step)
     return torch.randn(size, 4, 3, 3, generator=generator), torch.randint(3, (size,), generator=generator)
