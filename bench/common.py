@@ -75,7 +75,7 @@ class Case:
     floor: float
     data: Callable[[], Any]
     contenders: Mapping[str, Callable[[Any], object]]
-    #: Shown in the short table and in the picture.
+    #: A main case, run first; the first one of an operator is in the short table and in the picture.
     headline: bool = False
     #: Case of the same operator whose time per entry this one is held against.
     relative_to: str | None = None

@@ -23,7 +23,7 @@ def kind(contender: str) -> str:
     if contender in (OURS, "torch.compile"):
         return contender
     # kthvalue over the concatenation is how Neural Compressor selects.
-    if contender.startswith("INC") or contender == "kthvalue + compare":
+    if contender.startswith("INC") or contender in ("kthvalue + compare", "neural_compressor"):
         return "Neural Compressor"
     return "NumPy" if contender.startswith("numpy") else "other PyTorch"
 

@@ -73,7 +73,12 @@ class Run:
         return row.per_entry() / base.per_entry()
 
     def headlines(self) -> list[Row]:
-        return [row for row in self.rows.values() if row.headline]
+        """The first main case of each operator."""
+        first: dict[str, Row] = {}
+        for row in self.rows.values():
+            if row.headline:
+                first.setdefault(row.op, row)
+        return list(first.values())
 
 
 def load(paths: list[Path]) -> dict[str, Run]:
