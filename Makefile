@@ -51,8 +51,8 @@ lint: $(VENV)/.dev
 sanitize: $(VENV)/.dev
 	$(BIN)/python tests/sanitize.py
 
-bench: $(VENV)/.dev
-	PYTHON=$(BIN)/python bench/run.sh
+bench: $(VENV)/.dev $(INC)/.installed
+	PYTHON=$(BIN)/python PYTHONPATH=$(INC) bench/run.sh
 
 # Registers, shared memory, spills and width of accesses of every CUDA kernel; needs nvcc.
 kernels: $(VENV)/.dev

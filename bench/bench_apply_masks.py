@@ -97,10 +97,12 @@ def cases(config: Config) -> Iterator[Case]:
     yield case("4x1 block mask, fp32", one, fp32, 1 / 4, expanded, headline=True)
     yield case("bool mask, bf16", one, bf16, 1, bools, headline=True)
     foreach = {**bools, "_foreach": _foreach}
-    yield case("300 tensors, bool mask, fp32", many, fp32, 1, foreach, relative_to="bool mask, fp32")
+    yield case(
+        "300 tensors, bool mask, fp32", many, fp32, 1, config.peers(foreach, "_foreach"), relative_to="bool mask, fp32"
+    )
     if config.smoke:
         return
-    yield case("BERT-base, bool mask, fp32", BERT_BASE, fp32, 1, foreach)
+    yield case("BERT-base, bool mask, fp32", BERT_BASE, fp32, 1, config.peers(foreach, "_foreach"))
     if config.gpu:
         yield case("Llama 7B, bool mask, bf16", LLAMA_7B, bf16, 1, foreach, headline=True)
 

@@ -22,8 +22,8 @@ def cases(config: Config) -> Iterator[Case]:
         rows, columns = grid(shape, block)
         floor = 4 + 4 * rows * columns / config.n
         yield Case("block_reduce", f"{name}, mean, fp32", config.n, floor,
-                   lambda block=block: (config.noise(*shape), block), contenders,
-                   headline=main and not name.startswith("1"))  # fmt: skip
+                   lambda block=block: (config.noise(*shape), block),
+                   contenders if main else config.peers(contenders, "reshape + mean"), headline=main)  # fmt: skip
 
 
 def test_speed(timed, case, contender):

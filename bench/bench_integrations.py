@@ -23,12 +23,17 @@ from .shapes import BERT_BASE, Shape, total, transformer
 
 
 def cases(config: Config) -> Iterator[Case]:
-    bert = transformer(8, config.n) if config.smoke else BERT_BASE
+    small = transformer(8, config.n)
+    bert = ("bert-base", small if config.smoke else BERT_BASE)
+    # A step of Neural Compressor or of torch takes a quarter of a minute on the whole model.
+    part = bert if config.thorough else ("bert-base, 2 layers", BERT_BASE[:12])
+    layers = 30 if config.thorough else 4
     if find_spec("neural_compressor"):
-        for pattern in ("4x1", "1x1", "2:4"):
-            yield _neural_compressor(config, pattern, bert)
-    yield _global_unstructured(config, transformer(8, config.n) if config.smoke else 30 * [(2048, 2048)])
-    yield _sparsifier(config, bert)
+        yield _neural_compressor(config, "4x1", *bert)
+        yield _neural_compressor(config, "1x1", *part)
+        yield _neural_compressor(config, "2:4", *part)
+    yield _global_unstructured(config, small if config.smoke else layers * [(2048, 2048)])
+    yield _sparsifier(config, bert[1])
     if find_spec("torch_pruning"):
         yield _importance(config, 256 if config.smoke else 4096)
 
@@ -70,7 +75,7 @@ def _pruner(layers: dict[str, nn.Module], pattern: str) -> Any:
     return pruner
 
 
-def _neural_compressor(config: Config, pattern: str, shapes: list[Shape]) -> Case:
+def _neural_compressor(config: Config, pattern: str, model: str, shapes: list[Shape]) -> Case:
     def contender(name: str, selection: bool | None) -> Callable[[Pruners], None]:
         def step(data: Pruners) -> None:
             if name not in data.ready:
@@ -84,15 +89,18 @@ def _neural_compressor(config: Config, pattern: str, shapes: list[Shape]) -> Cas
 
     return Case(
         op="neural_compressor",
-        name=f"bert-base-{pattern}",
+        name=f"{model}, {pattern}",
         entries=total(shapes),
         floor=8,
         data=lambda: Pruners(config, pattern, shapes),
-        contenders={
-            "pruneops": contender("pruneops", True),
-            "pruneops criteria": contender("pruneops criteria", False),
-            "neural_compressor": contender("neural_compressor", None),
-        },
+        contenders=config.peers(
+            {
+                "pruneops": contender("pruneops", True),
+                "pruneops criteria": contender("pruneops criteria", False),
+                "neural_compressor": contender("neural_compressor", None),
+            },
+            "neural_compressor",
+        ),
         headline=pattern == "4x1",
     )
 
@@ -111,7 +119,7 @@ def _global_unstructured(config: Config, shapes: list[Shape]) -> Case:
 
     return Case(
         op="global_unstructured",
-        name="125m",
+        name=f"{len(shapes)} layers",
         entries=total(shapes),
         floor=12,
         data=data,

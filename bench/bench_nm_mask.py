@@ -67,7 +67,8 @@ def cases(config: Config) -> Iterator[Case]:
     three = {name: peer for name, peer in all_peers.items() if "column" not in name}
     two = {name: all_peers[name] for name in ("pruneops", "topk per group")}
     fp32, bf16 = torch.float32, torch.bfloat16
-    for n, m, dtype, contenders in ((2, 4, fp32, all_peers), (2, 4, bf16, three), (4, 8, fp32, three),
+    for n, m, dtype, contenders in ((2, 4, fp32, all_peers), (2, 4, bf16, three),
+                                    (4, 8, fp32, config.peers(three, "topk per group")),
                                     (1, 4, fp32, two), (16, 32, fp32, two)):  # fmt: skip
 
         def data(n=n, m=m, dtype=dtype) -> Data:

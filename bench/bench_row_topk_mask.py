@@ -64,10 +64,10 @@ def cases(config: Config) -> Iterator[Case]:
     for columns, dtype, contenders in (
         (4096, fp32, peers),
         (11008, fp32, peers),
-        (4096, bf16, peers),
-        (4096, fp32, wanda),
+        (4096, bf16, config.peers(peers, "torch.topk")),
+        (4096, fp32, config.peers(wanda, "torch.topk")),
     ):
-        score = "wanda" if contenders is wanda else "score"
+        score = "score" if contenders["pruneops"] is _ours else "wanda"
         name = f"{score} {rows} x {columns}, keep 50 %, {'bf16' if dtype == bf16 else 'fp32'}"
         yield Case("row_topk_mask", name, rows * columns, element_size(dtype) + 1,
                    lambda columns=columns, dtype=dtype: data(rows, columns, dtype), contenders,

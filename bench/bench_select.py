@@ -89,9 +89,12 @@ def cases(config: Config) -> Iterator[Case]:
     def random(count: int, dtype: torch.dtype = fp32) -> Callable[[], list[Tensor]]:
         return lambda: [config.randn(count).abs_().to(dtype)]
 
-    yield case("random, keep 50 %, fp32", random(n), n, headline=True)
-    yield case("random, keep 10 %, fp32", random(n), n, KTHVALUE, keep=0.1)
-    yield case("random, keep 90 %, fp32", random(n), n, KTHVALUE, keep=0.9)
+    beside = config.peers(peers, "kthvalue + compare", "topk", "numpy.partition")
+    yield case("random, keep 50 %, fp32", random(n), n, beside, headline=True)
+    fastest = config.peers(KTHVALUE if config.device == "cuda" else {**KTHVALUE, "numpy.partition": _partition},
+                           "numpy.partition")  # fmt: skip
+    yield case("random, keep 10 %, fp32", random(n), n, fastest, keep=0.1)
+    yield case("random, keep 90 %, fp32", random(n), n, fastest, keep=0.9)
     yield case("random, keep 50 %, bf16", random(n, bf16), n, KTHVALUE, dtype=bf16, headline=True)
     yield from _many_tensors(config, case)
     for name, scores in HOSTILE.items():
@@ -115,7 +118,9 @@ def _many_tensors(config: Config, case: Callable[..., Case]) -> Iterator[Case]:
         return total, lambda: [config.randn(*shape).abs_().to(dtype) for shape in shapes]
 
     total, scores = of(config.n, torch.float32)
-    yield case("300 tensors, keep 50 %, fp32", scores, total, KTHVALUE, relative_to="random, keep 50 %, fp32")
+    yield case(
+        "300 tensors, keep 50 %, fp32", scores, total, config.peers(KTHVALUE), relative_to="random, keep 50 %, fp32"
+    )
     if config.gpu:
         total, scores = of(7 * 10**9, torch.bfloat16)
         yield case("7*10^9 in 300 tensors, keep 50 %, bf16", scores, total, {"pruneops": _ours}, dtype=torch.bfloat16)

@@ -80,8 +80,9 @@ def cases(config: Config) -> Iterator[Case]:
     yield Case("update_scores_", "magnitude, fp32, score only written", config.n, 8,
                lambda: ([torch.empty(one[0], device=config.device)], [config.noise(*one[0])]),
                {"pruneops": _magnitude, "INC eager": _magnitude_eager})  # fmt: skip
-    yield case("BERT-base, fp32", BERT_BASE, fp32)
-    yield case("GPT 125M, fp32", GPT_125M, fp32)
+    fastest = config.peers(peers, "_foreach")
+    yield case("BERT-base, fp32", BERT_BASE, fp32, fastest)
+    yield case("GPT 125M, fp32", GPT_125M, fp32, fastest)
     if config.gpu:
         yield case("Llama 7B, bf16 w and g, fp32 score", LLAMA_7B, bf16, headline=True)
 

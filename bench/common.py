@@ -23,8 +23,10 @@ from torch import Tensor
 from .memory import available, peak_extra
 
 #: Each contender runs for about PATIENCE_S, within the bounds on its rounds; one slower than SLOW_S runs once, cold.
-PATIENCE_S, SLOW_S = 0.5, 5.0
+PATIENCE_S, SLOW_S = 0.5, 1.0
 ROUNDS = (3, 25)
+
+Contenders = Mapping[str, Callable[[Any], object]]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,15 @@ class Config:
         """Whether the shapes that only a GPU can time in reasonable time are wanted."""
         return self.device == "cuda" and not self.smoke
 
+    @property
+    def thorough(self) -> bool:
+        """Whether every contender is timed: always, but for a run on the CPU that is to end within ten minutes."""
+        return self.device == "cuda" or self.size != "default"
+
+    def peers(self, contenders: Contenders, *chosen: str) -> Contenders:
+        """Ours and the chosen peers, or where a run is thorough all of them."""
+        return {name: call for name, call in contenders.items() if self.thorough or name in ("pruneops", *chosen)}
+
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*shape, device=self.device).to(dtype)
 
@@ -74,7 +85,7 @@ class Case:
     #: Bytes per entry at the floor: each input byte read once, each output byte written once.
     floor: float
     data: Callable[[], Any]
-    contenders: Mapping[str, Callable[[Any], object]]
+    contenders: Contenders
     #: A main case, run first; the first one of an operator is in the short table and in the picture.
     headline: bool = False
     #: Case of the same operator whose time per entry this one is held against.
@@ -129,9 +140,9 @@ def rounds_for(seconds: float) -> tuple[int, int]:
     return min(most, max(fewest, int(PATIENCE_S / (seconds * calls)))), calls
 
 
-def repeat(fn: Callable[[], object], device: str) -> list[float]:
-    """Seconds per call, warm, over several rounds."""
-    rounds, calls = rounds_for(seconds_of(fn, device))
+def repeat(fn: Callable[[], object], device: str, warm: float) -> list[float]:
+    """Seconds per call, over several rounds, of what takes about ``warm`` seconds once it is warm."""
+    rounds, calls = rounds_for(warm)
 
     def several() -> None:
         for _ in range(calls):
@@ -217,7 +228,8 @@ class Bench:
             seconds, peak = probe(call, device)
             times = [seconds]
             if not is_slow(seconds):
-                times, peak = repeat(call, device), peak_extra(call, device)
+                seconds, peak = probe(call, device)
+                times = repeat(call, device, seconds)
         except DoesNotFitError:
             raise
         except Exception as error:  # one broken contender does not end a run of many

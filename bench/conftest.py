@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from .common import Bench, Case, Config, DoesNotFitError, is_slow, probe, rounds_for, seconds_of
+from .common import Bench, Case, Config, DoesNotFitError, is_slow, probe, rounds_for
 from .environment import environment
-from .memory import peak_extra
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,8 +51,8 @@ def timed(benchmark: Any, bench: Bench) -> Callable[[Case, str], None]:
             pytest.skip(f"{contender}: {error}")
         rounds, calls = 1, 1
         if not is_slow(seconds):
-            rounds, calls = rounds_for(seconds_of(call, "cpu"))
-            peak = peak_extra(call, "cpu")
+            seconds, peak = probe(call, "cpu")
+            rounds, calls = rounds_for(seconds)
         benchmark.group = case.op
         benchmark.pedantic(call, rounds=rounds, iterations=calls)
         benchmark.extra_info.update(bench.facts(case, contender, peak))
