@@ -34,13 +34,31 @@ class Kernel:
     spilled: int = 0
 
 
-def _compile(source, arch, kind, folder):
-    target = Path(folder) / f"{source.stem}.{kind}"
-    command = ["nvcc", *FLAGS, f"-arch={arch}", f"-{kind}", "-Xptxas=-v", str(source), "-o", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    return done.stdout + done.stderr, target
+@dataclass
+class Compiled:
+    """A source file as it is compiled: what ``ptxas -v`` says about it, and its PTX."""
+
+    log: str
+    ptx: str
+
+
+def _compile(source, arch):
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["nvcc", *FLAGS, f"-arch={arch}", "-cubin", "-Xptxas=-v", "--keep", "--keep-dir", folder,
+                   str(source), "-o", f"{folder}/{source.stem}.cubin"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        return Compiled(done.stdout + done.stderr, (Path(folder) / f"{source.stem}.ptx").read_text())
+
+
+def compile_all(arch="sm_90"):
+    """Every source of csrc/cuda, by its name, compiled once."""
+    # The largest takes as long as all others.
+    sources = sorted(CUDA.glob("*.cu"), key=lambda source: -source.stat().st_size)
+    with ThreadPoolExecutor(2) as pool:
+        compiled = pool.map(lambda source: _compile(source, arch), sources)
+        return dict(sorted((source.name, result) for source, result in zip(sources, compiled, strict=True)))
 
 
 def parse(source, log):
@@ -59,19 +77,14 @@ def parse(source, log):
     return kernels
 
 
-def measure(arch="sm_90"):
-    """Compiles every source of csrc/cuda and returns its kernels."""
-    sources = sorted(CUDA.glob("*.cu"))
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        logs = pool.map(lambda source: _compile(source, arch, "cubin", folder)[0], sources)
-        return [kernel for source, log in zip(sources, logs, strict=True) for kernel in parse(source.name, log)]
+def measure(compiled):
+    """The kernels of all sources."""
+    return [kernel for source, result in compiled.items() for kernel in parse(source, result.log)]
 
 
-def ptx(source, arch="sm_90"):
+def entries(ptx):
     """The PTX of each kernel of a source file, by mangled name."""
-    with tempfile.TemporaryDirectory() as folder:
-        text = _compile(CUDA / source, arch, "ptx", folder)[1].read_text()
-    return {found[1]: found[0] for found in re.finditer(r"\.entry (\w+)\(.*?\n}", text, re.DOTALL)}
+    return {found[1]: found[0] for found in re.finditer(r"\.entry (\w+)\(.*?\n}", ptx, re.DOTALL)}
 
 
 def demangled(names):
@@ -101,7 +114,7 @@ def main():
     args = parser.parse_args()
     if shutil.which("nvcc") is None:
         sys.exit("kernel_resources: nvcc is not on the path")
-    kernels = measure(args.arch)
+    kernels = measure(compile_all(args.arch))
     print(table(kernels))
     wasteful = [k for k in kernels if k.local or k.spilled]
     print(f"{len(kernels)} kernels for {args.arch}, {len(wasteful)} with local memory or spills")

@@ -123,7 +123,8 @@ def flat(arrays):
 
 def kth_value(arrays, k):
     scores = flat(arrays)
-    return scores[ranking(scores)[len(scores) - k]] + 0.0
+    # Turned around, since NumPy sorts NaN behind everything else.
+    return -np.sort(-scores)[len(scores) - k] + 0.0
 
 
 def keep_highest(scores, keep):

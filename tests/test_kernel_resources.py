@@ -19,8 +19,13 @@ HOT = {
 
 
 @pytest.fixture(scope="module")
-def kernels():
-    measured = kernel_resources.measure()
+def compiled():
+    return kernel_resources.compile_all()
+
+
+@pytest.fixture(scope="module")
+def kernels(compiled):
+    measured = kernel_resources.measure(compiled)
     print("\n" + kernel_resources.table(measured))
     return measured
 
@@ -35,8 +40,8 @@ def test_static_shared_memory_fits_every_device(kernels):
 
 
 @pytest.mark.parametrize("source", HOT)
-def test_hot_loops_move_16_bytes_at_a_time(source):
-    entries = kernel_resources.ptx(source)
+def test_hot_loops_move_16_bytes_at_a_time(compiled, source):
+    entries = kernel_resources.entries(compiled[source].ptx)
     for kernel, accesses in HOT[source].items():
         # Groups of one entry are kept or pruned without a look at the scores.
         variants = {
