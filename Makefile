@@ -19,15 +19,18 @@ INC_TESTS := tests/integrations/test_neural_compressor.py \
 OTHER_INC := 2.2.1 2.3.2 3.7.1
 OTHER_TORCH_PRUNING := 1.4.0 1.5.2
 
-.PHONY: demo test test-versions lint sanitize bench kernels mutate examples clean
+.PHONY: demo test test-versions lint pytest sanitize bench kernels mutate examples clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
 
+# The tests take one processor, mostly, and so does each run under sanitizers: they go side by side.
 test: lint $(INC)/.installed
+	$(MAKE) --jobs=2 pytest sanitize
+
+pytest: $(VENV)/.dev $(INC)/.installed
 	$(BIN)/python -m pytest
 	PYTHONPATH=$(INC) $(BIN)/python -m pytest $(INC_TESTS)
-	$(MAKE) sanitize
 
 # The adapters against older and newer versions of the libraries that they serve.
 test-versions: $(OTHER_INC:%=test-neural-compressor-%) $(OTHER_TORCH_PRUNING:%=test-torch-pruning-%)
