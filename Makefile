@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
 
 # The tests take one processor, mostly, and so does each run under sanitizers: they go side by side.
-test: lint $(INC)/.installed
+test: lint
 	$(MAKE) --jobs=2 pytest sanitize
 
 pytest: $(VENV)/.dev $(INC)/.installed
