@@ -36,4 +36,23 @@ PRUNEOPS_HD T key_to_score(Key<T> key) {
   return bit_cast<T>(static_cast<K>((key & top) ? (key ^ top) : ~key));
 }
 
+// A key as what scores are compared with, for loops that would only make keys to compare them with one: a
+// score is lower than the key where not `score >= from`, and has it where `score == at`. Not every key is one
+// of a score; the key of NaN stands apart, since no comparison finds it.
+template <class T>
+struct ScoreBound {
+  T from;
+  T at;
+  bool is_nan;
+
+  PRUNEOPS_HD explicit ScoreBound(Key<T> key) : from(key_to_score<T>(key)), at(from), is_nan(key == 0) {
+    const T lowest = -bit_cast<T>(static_cast<Key<T>>(sizeof(T) == 4 ? 0x7f800000u : 0x7ff0000000000000u));
+    if (sort_key(from) != key) at = key_to_score<T>(0);  // -0.0, or a NaN: equals nothing
+    if (key < sort_key(lowest)) from = lowest;
+  }
+
+  PRUNEOPS_HD bool above(T score) const { return !is_nan && !(score >= from); }
+  PRUNEOPS_HD bool equals(T score) const { return is_nan ? score != score : score == at; }
+};
+
 }  // namespace pruneops

@@ -10,10 +10,9 @@ namespace {
 // row is read in a long run. A block wider than kChunk is one stripe.
 constexpr int64_t kSpan = 8 * kChunk;
 
-// Within it, so many rows are read side by side, and so many of their columns at a time: the processor looks
-// ahead into the next loads while it computes, and a total is loaded and stored once for all these rows.
+// Within it, so many rows are read side by side, kChunk of their columns at a time: a total is loaded and
+// stored once for all these rows.
 constexpr int64_t kRows = 4;
-constexpr int64_t kColumns = 256;
 
 int64_t stripe_blocks(const Block& block) {
   return block.m > kChunk ? 1 : kSpan / block.m;
@@ -80,11 +79,11 @@ void combine_rows(const UpdateRule& rule, bool first, const Rows<kTogether, T>& 
   });
 }
 
-// The columns [col, col + n), n at most kColumns, of kTogether rows.
+// The columns [col, col + n), n at most kChunk, of kTogether rows.
 template <int64_t kTogether, class T>
 void read_and_combine(const BlockTensor& t, const UpdateRule& rule, bool first, int64_t row, int64_t col,
                       int64_t n, T* totals) {
-  T weights[kTogether][kColumns], grads[kTogether][kColumns];
+  T weights[kTogether][kChunk], grads[kTogether][kChunk];
   Rows<kTogether, T> rows{};
   for (int64_t r = 0; r < kTogether; ++r) {
     if (reads_weight(rule.metric)) {
@@ -130,14 +129,14 @@ T* combine_columns(Reduce reduce, T* totals, int64_t blocks, int64_t width, T* s
 }
 
 // The totals of the columns [col, col + n) over `rows` rows: one for each of at most kSpan columns, or folded
-// into one for each of kColumns.
+// into one for each of kChunk.
 template <bool kFold, class T>
 void column_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t rows, int64_t col,
                    int64_t n, T* totals) {
   for (int64_t r = 0; r < rows;) {
     const bool together = rows - r >= kRows;
-    for (int64_t done = 0; done < n; done += kColumns) {
-      const int64_t run = min64(kColumns, n - done);
+    for (int64_t done = 0; done < n; done += kChunk) {
+      const int64_t run = min64(kChunk, n - done);
       const bool first = r == 0 && !(kFold && done > 0);
       T* const target = kFold ? totals : totals + done;
       together ? read_and_combine<kRows>(t, rule, first, row + r, col + done, run, target)
@@ -154,7 +153,7 @@ T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
   const int64_t col = first * t.block.m;
   if (t.block.m > kChunk) {
     column_totals<true>(t, rule, row, rows, col, t.block.m, one);
-    return combine_columns(rule.reduce, one, 1, kColumns, other);
+    return combine_columns(rule.reduce, one, 1, kChunk, other);
   }
   column_totals<false>(t, rule, row, rows, col, blocks * t.block.m, one);
   return combine_columns(rule.reduce, one, blocks, t.block.m, other);
@@ -196,7 +195,7 @@ void update_stripe(const BlockTensor& t, const UpdateRule& rule, int64_t stripe,
   const int64_t row = block_row * t.block.n + part * kPartRows;
   const int64_t rows = min64(kPartRows, t.block.n - part * kPartRows);
   // Blocks whose rows are all read side by side are finished as soon as they are read.
-  const int64_t side_by_side = t.block.m < kColumns ? kColumns / t.block.m : 1;
+  const int64_t side_by_side = t.block.m < kChunk ? kChunk / t.block.m : 1;
   const int64_t step = t.block.n <= kRows ? side_by_side : blocks;
   T one[kSpan], other[kSpan];
   for (int64_t done = 0; done < blocks; done += step) {

@@ -81,7 +81,20 @@ class Collected {
   Buffer<int32_t> next_;
 };
 
-// Where the keys of a selection come from: from what a metric reads,
+// What a pass reads ahead of.
+struct ReadAhead {
+  Ahead weight;
+  Ahead grad;
+  Ahead score;
+
+  [[gnu::always_inline]] void ask_for(int64_t n) {
+    weight.ask_for(n);
+    grad.ask_for(n);
+    score.ask_for(n);
+  }
+};
+
+// Where the scores of a selection come from: from what a metric reads,
 template <class T>
 struct MetricKeys {
   const SelectTensor* tensors;
@@ -92,13 +105,13 @@ struct MetricKeys {
     __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
     if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
   }
-  void prefetch_word(int64_t i, int64_t at) const {
-    prefetch_ahead(tensors[i].weight, tensors[i].weight_dtype, at, kWord);
-    prefetch_ahead(tensors[i].grad, tensors[i].grad_dtype, at, kWord);
+  ReadAhead ahead(int64_t i, int64_t at) const {
+    const SelectTensor& t = tensors[i];
+    return {{t.weight, t.weight_dtype, at}, {t.grad, t.grad_dtype, at}, {nullptr, t.weight_dtype, at}};
   }
   void peek(int64_t i, int64_t at, Key<T>* key) const { key_chunk<T>(tensors[i], metric, at, 1, key); }
-  void take(int64_t i, int64_t at, int64_t n, Key<T>* keys) const {
-    key_chunk<T>(tensors[i], metric, at, n, keys);
+  const T* take(int64_t i, int64_t at, int64_t n, T* buffer) const {
+    return rank_chunk<T>(tensors[i], metric, at, n, buffer);
   }
 };
 
@@ -116,10 +129,10 @@ struct UpdatedKeys {
     if (t.weight != nullptr) __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
     if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
   }
-  void prefetch_word(int64_t i, int64_t at) const {
-    if (rule.reads_score()) prefetch_ahead(updates[i].score, updates[i].score_dtype, at, kWord);
-    prefetch_ahead(updates[i].weight, updates[i].weight_dtype, at, kWord);
-    prefetch_ahead(updates[i].grad, updates[i].grad_dtype, at, kWord);
+  ReadAhead ahead(int64_t i, int64_t at) const {
+    const UpdateTensor& t = updates[i];
+    const void* score = rule.reads_score() ? t.score : nullptr;
+    return {{t.weight, t.weight_dtype, at}, {t.grad, t.grad_dtype, at}, {score, t.score_dtype, at}};
   }
   void peek(int64_t i, int64_t at, Key<T>* key) const {
     double score;
@@ -128,9 +141,9 @@ struct UpdatedKeys {
     one.weight = &score;
     key_chunk<T>(one, metric, 0, 1, key);
   }
-  void take(int64_t i, int64_t at, int64_t n, Key<T>* keys) const {
+  const T* take(int64_t i, int64_t at, int64_t n, T* buffer) const {
     update_chunk(updates[i], rule, at, n, advance(updates[i].score, updates[i].score_dtype, at));
-    key_chunk<T>(tensors[i], metric, at, n, keys);
+    return rank_chunk<T>(tensors[i], metric, at, n, buffer);
   }
 };
 
@@ -207,10 +220,11 @@ BracketDigits<Key<T>> count_bracket(const SelectTensor* tensors, SelectTiles& ti
   parallel(pool, tiles.tiles(), [&](int64_t first, int64_t last) {
     BracketDigits<K> own(bracket);
     tiles.for_range(first, last, [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
+      T buffer[kChunk];
       K keys[kChunk], inside[kChunk + kCompactRoom];
       for (int64_t at = begin; at < begin + length; at += kChunk) {
         const int64_t n = min64(kChunk, begin + length - at);
-        source.take(&tensor - tensors, at, n, keys);
+        keys_of_scores(source.take(&tensor - tensors, at, n, buffer), n, keys);
         own.add(inside, compact(keys, n, bracket, inside));
       }
     });
@@ -282,13 +296,13 @@ class BracketSelection {
     const int64_t kept = prune_ties ? 0 : selection_.ties_kept();
     if (found_ == Found::between) return keep_collected(kept);
     if (found_ == Found::at_low && bracket_.low != bracket_.high) keep_collected(0);
-    // The pass has kept the ties of `high` and pruned those of `low`; tiles where that is wrong are written
+    // The pass has kept the ties of `high` and pruned those of `low`; where that is wrong they are written
     // again.
     const bool were_kept = selection_.prefix == bracket_.high;
     const Cut cut = cut_ties(kept);
     const int64_t begin = were_kept ? cut.tile : 0;
     const int64_t end = were_kept ? tiles_.tiles() : min64(cut.tile + 1, tiles_.tiles());
-    write_tiles<T>(tiles_, source_.metric, selection_.prefix, cut, begin, end, pool_);
+    write_ties<T>(tiles_, source_.metric, selection_.prefix, cut, begin, end, pool_);
   }
 
  private:
@@ -296,15 +310,10 @@ class BracketSelection {
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; ++p) {
         Part part{{}, -1, -1, 0};
-        const auto pass_tile = [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
-          K keys[kPiece];
-          for (int64_t at = begin; at < begin + length; at += kPiece) {
-            const int64_t n = min64(kPiece, begin + length - at);
-            source_.take(&tensor - tensors_, at, n, keys);
-            pass_piece(keys, n, tensor, at, write_masks, part);
-          }
-        };
-        tiles_.for_range(part_begin(p), part_begin(p + 1), pass_tile);
+        tiles_.for_range(part_begin(p), part_begin(p + 1),
+                         [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t) {
+                           pass_tile(tensor, begin, begin + length, write_masks, part);
+                         });
         parts_[p] = part;
       }
     });
@@ -312,21 +321,33 @@ class BracketSelection {
 
   int64_t part_begin(int64_t part) { return part * tiles_.tiles() / parts_count_; }
 
-  // Counts the keys of the entries from `begin` on, collects what is strictly inside of the bracket and keeps
-  // what is not below `high`.
-  void pass_piece(const K* keys, int64_t n, const SelectTensor& tensor, int64_t begin, bool write_masks,
-                  Part& part) {
+  // Flat, as an update is.
+  [[gnu::flatten]] void pass_tile(const SelectTensor& tensor, int64_t begin, int64_t end, bool write_masks,
+                                  Part& part) {
+    T buffer[kPiece];
+    ReadAhead ahead = source_.ahead(&tensor - tensors_, begin);
+    for (int64_t at = begin; at < end; at += kPiece) {
+      const int64_t n = min64(kPiece, end - at);
+      pass_piece(source_.take(&tensor - tensors_, at, n, buffer), n, tensor, at, ahead, write_masks, part);
+    }
+  }
+
+  // Counts the scores of the entries from `begin` on, collects what is strictly inside of the bracket and
+  // keeps what is not below `high`.
+  void pass_piece(const T* scores, int64_t n, const SelectTensor& tensor, int64_t begin, ReadAhead& ahead,
+                  bool write_masks, Part& part) {
     // Locals, which no write to a mask can change.
-    const Bracket<K> bracket = bracket_;
+    const ScoreBound<T> low(bracket_.low), high(bracket_.high);
     BracketCounts counts = part.counts;
     for (int64_t at = 0; at < n; at += kWord) {
-      source_.prefetch_word(&tensor - tensors_, begin + at);
       const int64_t some = min64(kWord, n - at);
-      const Places places(keys + at, some, bracket);
+      ahead.ask_for(some);
+      const Places places(scores + at, some, low, high);
       places.count_into(counts);
       if (write_masks) put_word(tensor, begin + at, some, places.from_high);
       for_bits(places.between, [&](int i) {
-        const bool has_room = collected_.add(part, keys[at + i], mask_bit(tensor, begin + at + i));
+        const bool has_room =
+            collected_.add(part, sort_key(scores[at + i]), mask_bit(tensor, begin + at + i));
         if (!has_room) __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
       });
     }

@@ -27,17 +27,30 @@ inline char* advance(const void* data, Dtype dtype, int64_t entries) {
   return moved;
 }
 
-// Asks for the lines of the entries [begin, begin + n) that far ahead, to be spread over arithmetic during
-// which no load of its own would be under way.
+// Asks for the lines of entries kAhead further on, to be spread over arithmetic during which no load of its
+// own would be under way. Always inlined: GCC drops calls of a function that only prefetches, as one without
+// effect.
 constexpr int64_t kAhead = 2 * kChunk;
 
-void prefetch_ahead(const void* data, Dtype dtype, int64_t begin, int64_t n) {
-  if (data == nullptr) return;
-  const char* const end = advance(data, dtype, begin + kAhead + n);
-  for (const char* line = advance(data, dtype, begin + kAhead); line < end; line += 64) {
-    __builtin_prefetch(line, 0, 2);
+class Ahead {
+ public:
+  // Null data is not asked for.
+  Ahead(const void* data, Dtype dtype, int64_t begin) : next_(nullptr), size_(0) {
+    if (data == nullptr) return;
+    next_ = advance(data, dtype, begin + kAhead);
+    size_ = advance(next_, dtype, 1) - next_;
   }
-}
+
+  [[gnu::always_inline]] void ask_for(int64_t n) {
+    const char* const end = next_ + n * size_;
+    for (; next_ < end; next_ += 64) __builtin_prefetch(next_, 0, 2);
+    next_ = end;
+  }
+
+ private:
+  const char* next_;
+  int64_t size_;
+};
 
 // The entries [begin, begin + n) of `data` at a distance of `stride`: in place where they already are T, side
 // by side; otherwise in `buffer`.
@@ -138,21 +151,30 @@ const T* score_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, i
   return buffer;
 }
 
-// Keys of type T's order. A score is computed in its own tensor's type, whatever other tensors it is ranked
-// with.
-template <class T, class Own>
-void own_key_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, Key<T>* keys) {
-  Own buffer[kChunk];
-  const Own* scores = score_chunk<Own>(tensor, metric, begin, n, buffer);
-  for (int64_t i = 0; i < n; ++i) keys[i] = sort_key(static_cast<T>(scores[i]));
+// The same as T, which scores are ranked in. A score is computed in its own tensor's type, whatever other
+// tensors it is ranked with.
+template <class T>
+const T* rank_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, T* buffer) {
+  if constexpr (IsSame<T, double>::value) {
+    if (!tensor.wide()) {
+      float own_buffer[kChunk];
+      const float* own = score_chunk<float>(tensor, metric, begin, n, own_buffer);
+      for (int64_t i = 0; i < n; ++i) buffer[i] = own[i];
+      return buffer;
+    }
+  }
+  return score_chunk<T>(tensor, metric, begin, n, buffer);
+}
+
+template <class T>
+void keys_of_scores(const T* scores, int64_t n, Key<T>* keys) {
+  for (int64_t i = 0; i < n; ++i) keys[i] = sort_key(scores[i]);
 }
 
 template <class T>
 void key_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, Key<T>* keys) {
-  if constexpr (IsSame<T, double>::value) {
-    if (tensor.wide()) return own_key_chunk<T, double>(tensor, metric, begin, n, keys);
-  }
-  own_key_chunk<T, float>(tensor, metric, begin, n, keys);
+  T buffer[kChunk];
+  keys_of_scores(rank_chunk<T>(tensor, metric, begin, n, buffer), n, keys);
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// What a pass does with keys and a bracket: it counts what lies below, at and above it, and either writes
-// what lies strictly inside side by side, or says where that is and what lies above.
+// What a pass does with keys, or scores, and a bracket: it counts what lies below, at and above it, and
+// either writes what lies strictly inside side by side, or says where that is and what lies above.
 #pragma once
 
 #include "../../math/bracket.h"
@@ -9,21 +9,30 @@
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
-// Keys that are compared at a time: one bit each in a word.
+// Keys or scores that are compared at a time: one bit each in a word.
 constexpr int64_t kWord = 64;
 
-// Which of at most kWord keys are lower than another one, and which equal it.
+// Which of at most kWord keys or scores are lower than a bound, and which equal it.
 struct Compared {
   uint64_t lower;
   uint64_t equal;
 };
 
+// A key to compare keys with.
 template <class K>
-Compared compare_plain(const K* keys, int64_t n, K key) {
+struct KeyBound {
+  K key;
+
+  bool above(K other) const { return other < key; }
+  bool equals(K other) const { return other == key; }
+};
+
+template <class V, class Bound>
+Compared compare_plain(const V* values, int64_t n, const Bound& bound) {
   uint8_t lower[kWord] = {}, equal[kWord] = {};
   for (int64_t i = 0; i < n; ++i) {
-    lower[i] = keys[i] < key;
-    equal[i] = keys[i] == key;
+    lower[i] = bound.above(values[i]);
+    equal[i] = bound.equals(values[i]);
   }
   Compared result;
   pack_bits(lower, kWord, reinterpret_cast<uint8_t*>(&result.lower));
@@ -43,33 +52,67 @@ uint64_t join8(const F& f) {
   return join16([&](int i) { return _mm512_kunpackb(f(2 * i + 1), f(2 * i)); });
 }
 
-inline Compared compare_whole(const uint32_t* keys, uint32_t key) {
-  const __m512i all = _mm512_set1_epi32(static_cast<int>(key));
+inline Compared compare_whole(const uint32_t* keys, KeyBound<uint32_t> bound) {
+  const __m512i key = _mm512_set1_epi32(static_cast<int>(bound.key));
   return {
-      join16([&](int i) { return _mm512_cmplt_epu32_mask(_mm512_loadu_si512(keys + 16 * i), all); }),
-      join16([&](int i) { return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(keys + 16 * i), all); }),
+      join16([&](int i) { return _mm512_cmplt_epu32_mask(_mm512_loadu_si512(keys + 16 * i), key); }),
+      join16([&](int i) { return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(keys + 16 * i), key); }),
   };
 }
-inline Compared compare_whole(const uint64_t* keys, uint64_t key) {
-  const __m512i all = _mm512_set1_epi64(static_cast<long long>(key));
+inline Compared compare_whole(const uint64_t* keys, KeyBound<uint64_t> bound) {
+  const __m512i key = _mm512_set1_epi64(static_cast<long long>(bound.key));
   return {
-      join8([&](int i) { return _mm512_cmplt_epu64_mask(_mm512_loadu_si512(keys + 8 * i), all); }),
-      join8([&](int i) { return _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(keys + 8 * i), all); }),
+      join8([&](int i) { return _mm512_cmplt_epu64_mask(_mm512_loadu_si512(keys + 8 * i), key); }),
+      join8([&](int i) { return _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(keys + 8 * i), key); }),
+  };
+}
+inline Compared compare_whole(const float* scores, const ScoreBound<float>& bound) {
+  const __m512 from = _mm512_set1_ps(bound.from), at = _mm512_set1_ps(bound.at);
+  return {
+      join16([&](int i) { return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16 * i), from, _CMP_NGE_UQ); }),
+      join16([&](int i) { return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16 * i), at, _CMP_EQ_OQ); }),
+  };
+}
+inline Compared compare_whole(const double* scores, const ScoreBound<double>& bound) {
+  const __m512d from = _mm512_set1_pd(bound.from), at = _mm512_set1_pd(bound.at);
+  return {
+      join8([&](int i) { return _mm512_cmp_pd_mask(_mm512_loadu_pd(scores + 8 * i), from, _CMP_NGE_UQ); }),
+      join8([&](int i) { return _mm512_cmp_pd_mask(_mm512_loadu_pd(scores + 8 * i), at, _CMP_EQ_OQ); }),
   };
 }
 
 template <class K>
-Compared compare(const K* keys, int64_t n, K key) {
-  return n == kWord ? compare_whole(keys, key) : compare_plain(keys, n, key);
+bool in_registers(KeyBound<K>) {
+  return true;
+}
+template <class T>
+bool in_registers(const ScoreBound<T>& bound) {
+  return !bound.is_nan;
+}
+
+// Kept out of the loops over whole words.
+template <class V, class Bound>
+[[gnu::noinline, gnu::cold]] Compared compare_rest(const V* values, int64_t n, const Bound& bound) {
+  return compare_plain(values, n, bound);
+}
+
+template <class V, class Bound>
+Compared compare(const V* values, int64_t n, const Bound& bound) {
+  return n == kWord && in_registers(bound) ? compare_whole(values, bound) : compare_rest(values, n, bound);
 }
 #else
-template <class K>
-Compared compare(const K* keys, int64_t n, K key) {
-  return compare_plain(keys, n, key);
+template <class V, class Bound>
+Compared compare(const V* values, int64_t n, const Bound& bound) {
+  return compare_plain(values, n, bound);
 }
 #endif
 
-// Where n keys lie, n at most kWord; with one key for both ends, its ties are `at_low`.
+// The lowest n bits, none where n is negative and all from kWord on.
+inline uint64_t first_bits(int64_t n) {
+  return n >= kWord ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1;
+}
+
+// Where n keys or scores lie, n at most kWord; with one key for both ends, its ties are `at_low`.
 struct Places {
   uint64_t below;
   uint64_t at_low;
@@ -77,10 +120,10 @@ struct Places {
   uint64_t at_high;
   uint64_t from_high;  // the ties of the high end and what lies above
 
-  template <class K>
-  Places(const K* keys, int64_t n, const Bracket<K>& bracket) {
-    const uint64_t all = n < kWord ? (uint64_t(1) << n) - 1 : ~uint64_t(0);
-    const Compared low = compare(keys, n, bracket.low), high = compare(keys, n, bracket.high);
+  template <class V, class Bound>
+  Places(const V* values, int64_t n, const Bound& low_bound, const Bound& high_bound) {
+    const uint64_t all = first_bits(n);
+    const Compared low = compare(values, n, low_bound), high = compare(values, n, high_bound);
     below = low.lower;
     at_low = low.equal;
     at_high = high.equal & ~at_low;
@@ -128,7 +171,7 @@ BracketCounts compact(const K* keys, int64_t n, const Bracket<K>& bracket, K* in
   BracketCounts counts{};
   for (int64_t at = 0; at < n; at += kWord) {
     const int64_t some = min64(kWord, n - at);
-    const Places places(keys + at, some, bracket);
+    const Places places(keys + at, some, KeyBound<K>{bracket.low}, KeyBound<K>{bracket.high});
     if (places.between != 0) compact_word(keys + at, some, places.between, inside + counts.between);
     places.count_into(counts);
   }

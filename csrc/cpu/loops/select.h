@@ -4,6 +4,7 @@
 #include "../../math/radix.h"
 #include "bits.h"
 #include "chunk.h"
+#include "compact.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
@@ -134,18 +135,41 @@ void keep_above(const K* __restrict keys, int64_t n, K threshold, int64_t ties_e
   for (int64_t i = split; i < n; ++i) mask[i] = keys[i] > threshold;
 }
 
-// Writes the masks of the tiles [first, last): what is above the threshold, and its ties before the cut.
+// Writes `keep` into the masks of those of n entries from `begin` on that `bits` names; n is at most 64, and
+// begin a multiple of 8.
+void set_word(const SelectTensor& tensor, int64_t begin, int64_t n, uint64_t bits, bool keep) {
+  if (bits == 0) return;
+  if (tensor.packed) {
+    uint64_t word = 0;
+    memcpy(&word, tensor.mask + begin / 8, static_cast<size_t>(ceil_div(n, 8)));
+    word = keep ? word | bits : word & ~bits;
+    memcpy(tensor.mask + begin / 8, &word, static_cast<size_t>(ceil_div(n, 8)));
+    return;
+  }
+#if defined(PRUNEOPS_AVX512)
+  if (n == kWord) return _mm512_mask_storeu_epi8(tensor.mask + begin, bits, _mm512_set1_epi8(keep));
+#endif
+  for_bits(bits, [&](int i) { tensor.mask[begin + i] = keep; });
+}
+
+// Writes the masks of the ties in the tiles [first, last): kept before the cut, pruned from it on. All other
+// masks are left as they are.
 template <class T>
-void write_tiles(SelectTiles& tiles, Metric metric, Key<T> threshold, const Cut& cut, int64_t first,
-                 int64_t last, const Pool& pool) {
+void write_ties(SelectTiles& tiles, Metric metric, Key<T> threshold, const Cut& cut, int64_t first,
+                int64_t last, const Pool& pool) {
   parallel(pool, last - first, [&](int64_t begin_tile, int64_t end_tile) {
     tiles.for_range(
         first + begin_tile, first + end_tile,
         [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t tile) {
           const int64_t ties_end = tile < cut.tile ? length : tile == cut.tile ? cut.offset : 0;
           for_keys<T>(tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t offset) {
-            put_mask(tensor, begin + offset, n,
-                     [&](uint8_t* mask) { keep_above(keys, n, threshold, ties_end - offset, mask); });
+            for (int64_t at = 0; at < n; at += kWord) {
+              const int64_t some = min64(kWord, n - at);
+              const uint64_t ties = compare(keys + at, some, KeyBound<Key<T>>{threshold}).equal;
+              const uint64_t kept = first_bits(ties_end - offset - at);
+              set_word(tensor, begin + offset + at, some, ties & kept, true);
+              set_word(tensor, begin + offset + at, some, ties & ~kept, false);
+            }
           });
         });
   });
