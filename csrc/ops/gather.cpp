@@ -22,7 +22,7 @@ Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instanc
   for (int64_t d = 0; d < dim; ++d) slabs.outer *= shape[d];
   for (size_t d = dim + 1; d < shape.size(); ++d) slabs.slab_bytes *= shape[d];
   shape[dim] = num_instances * stride;
-  Tensor kept = torch::stable::new_empty(tensor, shape);
+  Tensor kept = new_output(tensor, shape, tensor.scalar_type());
   slabs.target = kept.data_ptr();
   const bool original = order == "original";
   const Dtype dtype = dtype_of(ranks);

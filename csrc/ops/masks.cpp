@@ -86,7 +86,7 @@ Tensor expand_block_mask(Tensor mask, Ints block, Ints shape) {
   constexpr const char* op = "expand_block_mask";
   check_type(op, mask, ScalarType::Bool);
   numel_of(shape);
-  Tensor expanded = torch::stable::new_empty(mask, shape, ScalarType::Bool);
+  Tensor expanded = new_output(mask, shape, ScalarType::Bool);
   const MatrixView view = matrix_view(expanded);
   const Block size = block_of(op, block, view.matrix);
   if (expanded.numel() == 0) return expanded;
@@ -107,7 +107,7 @@ Tensor pack_mask(Tensor mask) {
   check_type(op, mask, ScalarType::Bool);
   const Tensor source = torch::stable::contiguous(mask);
   const int64_t numel = mask.numel();
-  Tensor packed = torch::stable::new_empty(mask, Ints{packed_size(numel)}, ScalarType::Byte);
+  Tensor packed = new_output(mask, Ints{packed_size(numel)}, ScalarType::Byte);
   const auto* bools = static_cast<const bool*>(source.data_ptr());
   auto* bytes = static_cast<uint8_t*>(packed.data_ptr());
   run_on(
@@ -126,7 +126,7 @@ Tensor unpack_mask(Tensor packed, Ints shape) {
   STD_TORCH_CHECK(packed.numel() == packed_size(numel), op, ": packed has ", packed.numel(), " bytes for ",
                   numel, " entries");
   const Tensor source = torch::stable::contiguous(packed);
-  Tensor mask = torch::stable::new_empty(packed, shape, ScalarType::Bool);
+  Tensor mask = new_output(packed, shape, ScalarType::Bool);
   const auto* bytes = static_cast<const uint8_t*>(source.data_ptr());
   auto* bools = static_cast<bool*>(mask.data_ptr());
   run_on(

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace pruneops::ops {
 
 using torch::headeronly::ScalarType;
@@ -83,6 +87,31 @@ void check_mask(const char* op, const Tensor& tensor, const Tensor& mask) {
   }
   check_type(op, mask, ScalarType::Bool);
   check_same_sizes(op, tensor, mask);
+}
+
+namespace {
+
+// Large memory comes fresh from the system each time, and is taken over a page at a time by whoever writes it
+// first: 4 KiB, or 2 MiB where asked for.
+void ask_for_huge_pages(const Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t page = 4096, enough = 1 << 22;
+  const auto first = reinterpret_cast<uintptr_t>(tensor.data_ptr());
+  const uintptr_t bytes = static_cast<uintptr_t>(tensor.numel()) * tensor.element_size();
+  if (tensor.is_cuda() || bytes < enough) return;
+  const uintptr_t begin = (first + page - 1) / page * page, end = (first + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal costs nothing
+#else
+  (void)tensor;
+#endif
+}
+
+}  // namespace
+
+Tensor new_output(const Tensor& like, const Ints& sizes, ScalarType type) {
+  Tensor output = torch::stable::new_empty(like, sizes, type);
+  ask_for_huge_pages(output);
+  return output;
 }
 
 void copy_back(Tensor& given, const Tensor& work) {

@@ -33,6 +33,9 @@ int64_t packed_size(int64_t numel);
 void check_mask(const char* op, const Tensor& tensor, const Tensor& mask);
 void check_type(const char* op, const Tensor& tensor, torch::headeronly::ScalarType type);
 
+// An uninitialised tensor of these sizes on the device of `like`.
+Tensor new_output(const Tensor& like, const Ints& sizes, torch::headeronly::ScalarType type);
+
 // Writes a contiguous copy back to the tensor that it was made from; nothing where no copy was made.
 void copy_back(Tensor& given, const Tensor& work);
 

@@ -194,7 +194,7 @@ Tensor block_reduce(Tensor score, Ints block, std::string reduce) {
   // A whole extent of 0 has no blocks.
   const Ints grid = {size.n > 0 ? matrix.rows / size.n : 0, size.m > 0 ? matrix.cols / size.m : 0};
   const auto type = dtype_of(score) == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
-  Tensor reduced = torch::stable::new_empty(score, grid, type);
+  Tensor reduced = new_output(score, grid, type);
   const UpdateRule rule{Metric::stored, reduce_of(reduce), 0.0, 1.0, nullptr, nullptr, false};
   update_blocks("block_reduce", {reduced}, {score}, {}, block, rule);
   return reduced;
