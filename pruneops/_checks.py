@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -26,8 +26,27 @@ BLOCK_METRICS = {**SCORE_METRICS, **dict.fromkeys(("mask_gradient", "mask_fisher
 SELECT_METRICS = {**SCORE_METRICS, "wanda": (True, False)}
 
 
+Given = Tensor | list[Tensor] | Mapping[str, Tensor] | None
+
+
+def _at(name: str, key: int | str | None) -> str:
+    return name if key is None else f"{name}[{key!r}]"
+
+
+def _entries(given: Given) -> Iterable[tuple[Any, Tensor]]:
+    if isinstance(given, list):
+        return enumerate(given)
+    if isinstance(given, Mapping):
+        return given.items()
+    return () if given is None else ((None, given),)
+
+
 class Checker:
-    """The checks of one call; every message starts with the operator's name."""
+    """The checks of one call; every message starts with the operator's name.
+
+    A tensor of a list or a mapping has the name of these and its ``key``: names are put together in messages alone,
+    since a call may have hundreds of tensors.
+    """
 
     def __init__(self, op: str) -> None:
         self.op = op
@@ -35,11 +54,11 @@ class Checker:
     def fail(self, message: str, error: type[Exception] = ValueError) -> NoReturn:
         raise error(f"{self.op}: {message}")
 
-    def tensor(self, name: str, value: Any) -> Tensor:
+    def tensor(self, name: str, value: Any, key: int | str | None = None) -> Tensor:
         if not isinstance(value, Tensor):
-            self.fail(f"{name} must be a tensor, got {type(value).__name__}", TypeError)
+            self.fail(f"{_at(name, key)} must be a tensor, got {type(value).__name__}", TypeError)
         if value.layout != torch.strided:
-            self.fail(f"{name} must be a dense tensor, got layout {value.layout}", TypeError)
+            self.fail(f"{_at(name, key)} must be a dense tensor, got layout {value.layout}", TypeError)
         return value
 
     def tensors(self, name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -48,7 +67,7 @@ class Checker:
             return [self.tensor(name, value)]
         if not isinstance(value, Sequence):
             self.fail(f"{name} must be a tensor or a sequence of tensors, got {type(value).__name__}", TypeError)
-        return [self.tensor(f"{name}[{i}]", x) for i, x in enumerate(value)]
+        return [self.tensor(name, x, i) for i, x in enumerate(value)]
 
     def choice(self, name: str, value: Any, allowed: Sequence[str]) -> None:
         if value not in allowed:
@@ -72,30 +91,36 @@ class Checker:
         if len(values) != len(others):
             self.fail(f"{name} has {len(values)} tensors, {other} has {len(others)}")
 
-    def same_shape(self, name: str, value: Tensor, other: str, shape: Sequence[int]) -> None:
-        if value.shape != torch.Size(shape):
-            self.fail(f"{name} has shape {list(value.shape)}, {other} has shape {list(shape)}")
+    def shape(
+        self, name: str, value: Tensor, shape: tuple[int, ...], key: int | str | None = None, of: str | None = None
+    ) -> None:
+        """``shape`` is that of the tensor named ``of``, of the same key; or what the operator needs."""
+        if value.shape != shape:
+            needed = "expected" if of is None else f"{_at(of, key)} has shape"
+            self.fail(f"{_at(name, key)} has shape {list(value.shape)}, {needed} {list(shape)}")
 
-    def shape(self, name: str, value: Tensor, shape: Sequence[int]) -> None:
-        if value.shape != torch.Size(shape):
-            self.fail(f"{name} has shape {list(value.shape)}, expected {list(shape)}")
-
-    def floating(self, name: str, value: Tensor) -> None:
+    def floating(self, name: str, value: Tensor, key: int | str | None = None) -> None:
         if value.dtype not in SCORE_DTYPES:
-            self.fail(f"{name} must be float32, bfloat16, float16 or float64, got {value.dtype}", TypeError)
+            self.fail(f"{_at(name, key)} must be float32, bfloat16, float16 or float64, got {value.dtype}", TypeError)
 
-    def dtype(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
+    def dtype(self, name: str, value: Tensor, dtype: torch.dtype, key: int | str | None = None) -> None:
         if value.dtype != dtype:
-            self.fail(f"{name} must be {dtype}, got {value.dtype}", TypeError)
+            self.fail(f"{_at(name, key)} must be {dtype}, got {value.dtype}", TypeError)
 
-    def written(self, name: str, value: Tensor) -> None:
-        if value.numel() > 0 and any(n > 1 and s == 0 for n, s in zip(value.shape, value.stride(), strict=True)):
-            self.fail(f"{name} is an expanded view; entries that share memory cannot be written")
+    def written(self, name: str, value: Tensor, key: int | str | None = None) -> None:
+        strides = value.stride()
+        expanded = 0 in strides and value.numel() > 0
+        if expanded and any(n > 1 and s == 0 for n, s in zip(value.shape, strides, strict=True)):
+            self.fail(f"{_at(name, key)} is an expanded view; entries that share memory cannot be written")
 
-    def same_device(self, named: Sequence[tuple[str, Tensor]]) -> None:
-        for name, value in named[1:]:
-            if value.device != named[0][1].device:
-                self.fail(f"{name} is on {value.device}, {named[0][0]} is on {named[0][1].device}")
+    def same_device(self, **given: Given) -> None:
+        first = None
+        for name, values in given.items():
+            for key, value in _entries(values):
+                if first is None:
+                    first, first_name, device = value, _at(name, key), value.device
+                elif value.device != device:
+                    self.fail(f"{_at(name, key)} is on {value.device}, {first_name} is on {device}")
 
     def sparsity_to_keep(self, keep: int | None, sparsity: float | None, total: int) -> int:
         """Entries to keep of ``total``: exactly one of ``keep`` and ``sparsity`` is given."""
@@ -117,14 +142,17 @@ class Checker:
                 self.fail(f"block[{i}] must be positive, or -1 for the whole extent, got 0")
         return (block[0], block[1])
 
-    def divides(self, name: str, shape: Sequence[int], block: tuple[int, int]) -> tuple[int, int]:
+    def divides(
+        self, name: str, shape: Sequence[int], block: tuple[int, int], key: int | None = None
+    ) -> tuple[int, int]:
         """The grid of blocks of a weight of ``shape``; an error where ``block`` does not divide it."""
         if len(shape) < 2:
-            self.fail(f"{name} has shape {list(shape)}; blocks need at least 2 dimensions")
+            self.fail(f"{_at(name, key)} has shape {list(shape)}; blocks need at least 2 dimensions")
         n, m = resolve_block(block, shape)
         rows, cols = block_grid(block, shape)
         if rows * n != shape[0] or rows * n * cols * m != torch.Size(shape).numel():
-            self.fail(f"{name} has shape {list(shape)}, which the block ({block[0]}, {block[1]}) does not divide")
+            what = f"{_at(name, key)} has shape {list(shape)}"
+            self.fail(f"{what}, which the block ({block[0]}, {block[1]}) does not divide")
         return (rows, cols)
 
     def optional_scalar(self, name: str, value: Any) -> None:
@@ -147,10 +175,10 @@ class Checker:
             lists.append(self.tensors(name, value) if needed else [])
         return lists[0], lists[1]
 
-    def mask_for(self, name: str, mask: Tensor, other: str, tensor: Tensor) -> None:
-        """A bool mask of the tensor's shape, or the packed one of its number of entries."""
+    def mask_for(self, name: str, mask: Tensor, other: str, tensor: Tensor, key: int | None = None) -> None:
+        """A bool mask of the shape of the tensor named ``other``, or the packed one of its number of entries."""
         if mask.dtype == torch.uint8:
-            self.shape(name, mask, [packed_size(tensor.numel())])
+            self.shape(name, mask, (packed_size(tensor.numel()),), key)
             return
-        self.dtype(name, mask, torch.bool)
-        self.same_shape(name, mask, other, tensor.shape)
+        self.dtype(name, mask, torch.bool, key)
+        self.shape(name, mask, tensor.shape, key, other)

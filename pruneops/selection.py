@@ -291,11 +291,11 @@ def _check_weights(check: Checker, weights: Mapping[str, Tensor], form: Pattern)
     if not isinstance(weights, Mapping):
         check.fail(f"weights must map names to tensors, got {type(weights).__name__}", TypeError)
     for name, weight in weights.items():
-        label = f"weights[{name!r}]"
-        check.floating(label, check.tensor(label, weight))
+        check.floating("weights", check.tensor("weights", weight, name), name)
         if not form.divides(weight.shape):
-            check.fail(f"{label} has shape {list(weight.shape)}, which pattern {form.spec!r} does not divide")
-    check.same_device([(f"weights[{name!r}]", weight) for name, weight in weights.items()])
+            what = f"weights[{name!r}] has shape {list(weight.shape)}"
+            check.fail(f"{what}, which pattern {form.spec!r} does not divide")
+    check.same_device(weights=weights)
 
 
 def _rank(
@@ -324,12 +324,11 @@ def _rank_by_input(
 ) -> _Units:
     norms = []
     for name, weight in weights.items():
-        label = f"input_norms[{name!r}]"
         if input_norms is None or name not in input_norms:
-            check.fail(f"metric 'wanda' needs {label}, which is missing")
+            check.fail(f"metric 'wanda' needs input_norms[{name!r}], which is missing")
         if weight.dim() != 2:
             check.fail(f"metric 'wanda' needs weights with 2 dimensions, weights[{name!r}] has {list(weight.shape)}")
-        check.shape(label, check.tensor(label, input_norms[name]), [weight.shape[1]])
+        check.shape("input_norms", check.tensor("input_norms", input_norms[name], name), (weight.shape[1],), name)
         norms.append(input_norms[name].to(weight.device, torch.float32))
     names, tensors = list(weights), [weight.detach() for weight in weights.values()]
     if not form.block:
@@ -345,7 +344,7 @@ def _gradients(check: Checker, weights: Mapping[str, Tensor], grads: Mapping[str
         grad = (grads or {}).get(name)
         if grad is None:
             check.fail(f"the metric needs grads[{name!r}], which is missing")
-        check.same_shape(f"grads[{name!r}]", check.tensor(f"grads[{name!r}]", grad), f"weights[{name!r}]", weight.shape)
+        check.shape("grads", check.tensor("grads", grad, name), weight.shape, name, "weights")
         found.append(grad.detach())
     return found
 
@@ -353,7 +352,7 @@ def _gradients(check: Checker, weights: Mapping[str, Tensor], grads: Mapping[str
 def _given_score(check: Checker, name: str, weight: Tensor, form: Pattern, scores: Mapping[str, Tensor]) -> Tensor:
     if name not in scores:
         check.fail(f"scores[{name!r}] is missing")
-    score = check.tensor(f"scores[{name!r}]", scores[name]).detach()
+    score = check.tensor("scores", scores[name], name).detach()
     grid = torch.Size(form.grid(weight.shape))
     if score.shape not in (weight.shape, grid):
         wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys((weight.shape, grid)))

@@ -7,7 +7,7 @@ namespace pruneops::ops {
 Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instances, int64_t stride,
                            int64_t dim, std::string order) {
   constexpr const char* op = "prune_by_importance";
-  check_same_device(op, tensor, {importance});
+  check_same_device(op, tensor, importance);
   STD_TORCH_CHECK(dim >= 0 && dim < tensor.dim(), op, ": dim ", dim, " of a tensor of ", tensor.dim(),
                   " dimensions");
   const int64_t instances = importance.numel();
@@ -15,7 +15,7 @@ Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instanc
                   num_instances, " of ", instances, " instances of stride ", stride);
   STD_TORCH_CHECK(tensor.size(dim) == instances * stride, op, ": ", tensor.size(dim), " entries along dim ",
                   dim, " for ", instances, " instances of stride ", stride);
-  const Tensor source = torch::stable::contiguous(tensor), ranks = torch::stable::contiguous(importance);
+  const Tensor source = as_contiguous(tensor), ranks = as_contiguous(importance);
   Ints shape(tensor.sizes().begin(), tensor.sizes().end());
   SlabTensor slabs{source.data_ptr(), nullptr,      1, stride * static_cast<int64_t>(tensor.element_size()),
                    instances,         num_instances};

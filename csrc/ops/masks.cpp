@@ -25,7 +25,7 @@ void apply_entry_masks(const Tensors& tensors, const Tensors& masks) {
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_mask(kApply, tensors[i], masks[i]);
     const bool packed = masks[i].scalar_type() == ScalarType::Byte;
-    if (packed) kept.push_back(torch::stable::contiguous(masks[i]));
+    if (packed) kept.push_back(as_contiguous(masks[i]));
     // A packed mask has its bits in row-major order.
     const FlatTensors& flat = packed ? flats.emplace_back(Tensors{tensors[i]}, Order::row_major)
                                      : flats.emplace_back(Tensors{tensors[i], masks[i]});
@@ -51,7 +51,7 @@ void apply_block_masks(const Tensors& tensors, const Tensors& masks, const Ints&
     check_type(kApply, masks[i], ScalarType::Bool);
     const MatrixView& view = views.emplace_back(matrix_view(tensors[i]));
     if (tensors[i].numel() == 0) continue;
-    const Tensor& mask = kept.emplace_back(torch::stable::contiguous(masks[i]));
+    const Tensor& mask = kept.emplace_back(as_contiguous(masks[i]));
     const BlockMaskTensor entry{view.work.data_ptr(),
                                 static_cast<const bool*>(mask.data_ptr()),
                                 view.matrix,
@@ -90,7 +90,7 @@ Tensor expand_block_mask(Tensor mask, Ints block, Ints shape) {
   const MatrixView view = matrix_view(expanded);
   const Block size = block_of(op, block, view.matrix);
   if (expanded.numel() == 0) return expanded;
-  const Tensor source = torch::stable::contiguous(mask);
+  const Tensor source = as_contiguous(mask);
   const BlockMaskTensor entry{
       expanded.data_ptr(), static_cast<const bool*>(source.data_ptr()), view.matrix, view.strides, size, 1};
   STD_TORCH_CHECK(mask.numel() == entry.grid_rows() * entry.grid_cols(), op, ": mask has ", mask.numel(),
@@ -105,7 +105,7 @@ Tensor expand_block_mask(Tensor mask, Ints block, Ints shape) {
 Tensor pack_mask(Tensor mask) {
   constexpr const char* op = "pack_mask";
   check_type(op, mask, ScalarType::Bool);
-  const Tensor source = torch::stable::contiguous(mask);
+  const Tensor source = as_contiguous(mask);
   const int64_t numel = mask.numel();
   Tensor packed = new_output(mask, Ints{packed_size(numel)}, ScalarType::Byte);
   const auto* bools = static_cast<const bool*>(source.data_ptr());
@@ -125,7 +125,7 @@ Tensor unpack_mask(Tensor packed, Ints shape) {
   const int64_t numel = numel_of(shape);
   STD_TORCH_CHECK(packed.numel() == packed_size(numel), op, ": packed has ", packed.numel(), " bytes for ",
                   numel, " entries");
-  const Tensor source = torch::stable::contiguous(packed);
+  const Tensor source = as_contiguous(packed);
   Tensor mask = new_output(packed, shape, ScalarType::Bool);
   const auto* bytes = static_cast<const uint8_t*>(source.data_ptr());
   auto* bools = static_cast<bool*>(mask.data_ptr());

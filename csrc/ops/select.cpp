@@ -20,10 +20,9 @@ class Inputs {
  public:
   Inputs(const char* op, const Tensors& scores, Metric metric, const Tensors& grads, const Tensors& norms,
          const Tensors& masks, bool packs = true) {
-    if (!masks.empty()) check_same_length(op, masks, scores);
     for (size_t i = 0; i < scores.size(); ++i) {
       SelectTensor entry{};
-      check_same_device(op, scores[0], {scores[i]});
+      check_same_device(op, scores[0], scores[i]);
       entry.weight = keep(scores[i]).data_ptr();
       entry.weight_dtype = dtype_of(scores[i]);
       entry.numel = scores[i].numel();
@@ -48,12 +47,12 @@ class Inputs {
   }
 
  private:
-  const Tensor& keep(const Tensor& tensor) { return kept_.emplace_back(torch::stable::contiguous(tensor)); }
+  const Tensor& keep(const Tensor& tensor) { return kept_.emplace_back(as_contiguous(tensor)); }
 
   void add_grad(const char* op, SelectTensor& entry, const Tensor& score, const Tensors& grads, size_t i) {
     STD_TORCH_CHECK(i < grads.size(), op, ": grads[", i, "] is missing");
     check_same_sizes(op, score, grads[i]);
-    check_same_device(op, score, {grads[i]});
+    check_same_device(op, score, grads[i]);
     entry.grad = keep(grads[i]).data_ptr();
     entry.grad_dtype = dtype_of(grads[i]);
   }
@@ -63,7 +62,7 @@ class Inputs {
     STD_TORCH_CHECK(norms[i].numel() == entry.cols, op, ": input_norm[", i, "] has ", norms[i].numel(),
                     " entries for ", entry.cols, " columns");
     check_type(op, norms[i], ScalarType::Float);
-    check_same_device(op, score, {norms[i]});
+    check_same_device(op, score, norms[i]);
     entry.norm = static_cast<const float*>(keep(norms[i]).data_ptr());
   }
 
@@ -72,7 +71,7 @@ class Inputs {
     const bool packed = mask.scalar_type() == ScalarType::Byte;
     const Tensor work = packed && !packs
                             ? torch::stable::new_empty(mask, Ints{score.numel()}, ScalarType::Bool)
-                            : torch::stable::contiguous(mask);
+                            : as_contiguous(mask);
     masks_.emplace_back(mask, work);
     entry.packed = packed && packs;
     entry.mask = static_cast<uint8_t*>(work.data_ptr());
@@ -159,6 +158,7 @@ Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, T
 void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, bool strict,
                std::optional<std::string> metric, Tensors grads, Tensors input_norms) {
   constexpr const char* op = "topk_mask";
+  check_same_length(op, out, scores);
   const Metric how = select_metric(metric);
   Inputs inputs(op, scores, how, grads, input_norms, out);
   STD_TORCH_CHECK(keep >= 0 && keep <= inputs.total(), op, ": keep must be between 0 and ", inputs.total(),

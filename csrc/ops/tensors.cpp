@@ -62,12 +62,13 @@ void check_same_sizes(const char* op, const Tensor& a, const Tensor& b) {
                   ": tensors of one entry differ in shape (", a.numel(), " and ", b.numel(), " entries)");
 }
 
+void check_same_device(const char* op, const Tensor& first, const Tensor& other) {
+  STD_TORCH_CHECK(other.is_cuda() == first.is_cuda() && other.get_device_index() == first.get_device_index(),
+                  op, ": tensors are on different devices");
+}
+
 void check_same_device(const char* op, const Tensor& first, const Tensors& others) {
-  for (const Tensor& other : others) {
-    STD_TORCH_CHECK(
-        other.is_cuda() == first.is_cuda() && other.get_device_index() == first.get_device_index(), op,
-        ": tensors are on different devices");
-  }
+  for (const Tensor& other : others) check_same_device(op, first, other);
 }
 
 void check_type(const char* op, const Tensor& tensor, ScalarType type) {
@@ -79,7 +80,7 @@ int64_t packed_size(int64_t numel) {
 }
 
 void check_mask(const char* op, const Tensor& tensor, const Tensor& mask) {
-  check_same_device(op, tensor, {mask});
+  check_same_device(op, tensor, mask);
   if (mask.scalar_type() == ScalarType::Byte) {
     STD_TORCH_CHECK(mask.numel() == packed_size(tensor.numel()), op, ": a packed mask has ", mask.numel(),
                     " bytes for ", tensor.numel(), " entries");
@@ -114,6 +115,10 @@ Tensor new_output(const Tensor& like, const Ints& sizes, ScalarType type) {
   return output;
 }
 
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 void copy_back(Tensor& given, const Tensor& work) {
   if (work.data_ptr() != given.data_ptr()) torch::stable::copy_(given, work);
 }
@@ -146,7 +151,7 @@ bool share_dense_strides(const Tensors& tensors) {
 
 FlatTensors::FlatTensors(const Tensors& tensors, Order order) : given_(tensors), work_(tensors) {
   if (order == Order::any && tensors[0].numel() > 0 && share_dense_strides(tensors)) return;
-  for (Tensor& tensor : work_) tensor = torch::stable::contiguous(tensor);
+  for (Tensor& tensor : work_) tensor = as_contiguous(tensor);
 }
 
 void FlatTensors::commit(size_t written) {
@@ -176,7 +181,7 @@ MatrixView matrix_view(const Tensor& tensor) {
   MatrixView view{tensor, tensor, {}, {}};
   auto outer = kernel_stride(tensor);
   if (!outer) {
-    view.work = torch::stable::contiguous(tensor);
+    view.work = as_contiguous(tensor);
     outer = kernel_stride(view.work);
   }
   const auto sizes = view.work.sizes(), strides = view.work.strides();

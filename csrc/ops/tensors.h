@@ -26,6 +26,7 @@ Reduce reduce_of(const std::string& name);
 
 void check_same_length(const char* op, const Tensors& a, const Tensors& b);
 void check_same_sizes(const char* op, const Tensor& a, const Tensor& b);
+void check_same_device(const char* op, const Tensor& first, const Tensor& other);
 void check_same_device(const char* op, const Tensor& first, const Tensors& others);
 // Bytes of the packed mask of so many entries.
 int64_t packed_size(int64_t numel);
@@ -36,6 +37,8 @@ void check_type(const char* op, const Tensor& tensor, torch::headeronly::ScalarT
 // An uninitialised tensor of these sizes on the device of `like`.
 Tensor new_output(const Tensor& like, const Ints& sizes, torch::headeronly::ScalarType type);
 
+// The tensor itself where it is contiguous, without the microsecond of a call through torch's dispatcher.
+Tensor as_contiguous(const Tensor& tensor);
 // Writes a contiguous copy back to the tensor that it was made from; nothing where no copy was made.
 void copy_back(Tensor& given, const Tensor& work);
 

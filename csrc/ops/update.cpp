@@ -9,7 +9,7 @@ const float* scalar_pointer(const char* op, const std::optional<Tensor>& scalar,
   if (!scalar) return nullptr;
   check_type(op, *scalar, torch::headeronly::ScalarType::Float);
   STD_TORCH_CHECK(scalar->numel() == 1, op, ": grad_scale and found_inf have one element");
-  check_same_device(op, like, {*scalar});
+  check_same_device(op, like, *scalar);
   return static_cast<const float*>(scalar->data_ptr());
 }
 
@@ -19,11 +19,15 @@ struct Inputs {
   const Tensor* grad;
 };
 
-Inputs inputs_of(const char* op, Metric metric, const Tensors& weights, const Tensors& grads, size_t i) {
-  const bool has_weight = i < weights.size(), has_grad = i < grads.size();
-  STD_TORCH_CHECK(!reads_weight(metric) || has_weight, op, ": weights[", i, "] is missing");
-  STD_TORCH_CHECK(!reads_grad(metric) || has_grad, op, ": grads[", i, "] is missing");
+Inputs inputs_of(Metric metric, const Tensors& weights, const Tensors& grads, size_t i) {
   return {reads_weight(metric) ? &weights[i] : nullptr, reads_grad(metric) ? &grads[i] : nullptr};
+}
+
+void check_lists(const char* op, Metric metric, const Tensors& scores, const Tensors& weights,
+                 const Tensors& grads) {
+  STD_TORCH_CHECK(!scores.empty(), op, ": no scores");
+  if (reads_weight(metric)) check_same_length(op, scores, weights);
+  if (reads_grad(metric)) check_same_length(op, scores, grads);
 }
 
 constexpr const char* kUpdate = "update_scores_";
@@ -36,7 +40,7 @@ class Updates {
           const Tensors& grads, Order order) {
     flats_.reserve(scores.size());
     for (size_t i = 0; i < scores.size(); ++i) {
-      const auto [weight, grad] = inputs_of(op, rule.metric, weights, grads, i);
+      const auto [weight, grad] = inputs_of(rule.metric, weights, grads, i);
       Tensors together{scores[i]};
       if (weight) together.push_back(*weight);
       if (grad) together.push_back(*grad);
@@ -80,6 +84,7 @@ UpdateRule update_rule(const char* op, const std::string& metric, double alpha, 
 void update_scores_(Tensors scores, Tensors weights, Tensors grads, std::string metric, double alpha,
                     double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
                     bool skip_nonfinite) {
+  check_lists(kUpdate, metric_of(metric), scores, weights, grads);
   const UpdateRule rule =
       update_rule(kUpdate, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite, scores[0]);
   Updates updates(kUpdate, rule, scores, weights, grads, Order::any);
@@ -96,6 +101,7 @@ void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::stri
                        double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
                        bool skip_nonfinite, Tensors out, int64_t keep, std::string ties) {
   constexpr const char* op = "update_topk_mask_";
+  check_lists(op, metric_of(metric), scores, weights, grads);
   check_same_length(op, out, scores);
   const UpdateRule rule =
       update_rule(op, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite, scores[0]);
@@ -137,14 +143,15 @@ void update_blocks(const char* op, const Tensors& scores, const Tensors& weights
   std::vector<MatrixView> views;
   std::vector<BlockTensor> entries;
   for (size_t i = 0; i < scores.size(); ++i) {
-    const auto [weight, grad] = inputs_of(op, rule.metric, weights, grads, i);
+    const auto [weight, grad] = inputs_of(rule.metric, weights, grads, i);
     if (weight && grad) check_same_sizes(op, *weight, *grad);
     BlockTensor entry{};
     entry.score = scores[i].data_ptr();
     entry.score_dtype = dtype_of(scores[i]);
     for (const Tensor* input : {weight, grad}) {
       if (!input) continue;
-      check_same_device(op, scores[0], {scores[i], *input});
+      check_same_device(op, scores[0], scores[i]);
+      check_same_device(op, scores[0], *input);
       const MatrixView& view = views.emplace_back(matrix_view(*input));
       entry.matrix = view.matrix;
       (input == weight ? entry.weight : entry.grad) = view.work.data_ptr();
@@ -174,6 +181,7 @@ void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints b
                           std::string reduce, double alpha, double beta, std::optional<Tensor> grad_scale,
                           std::optional<Tensor> found_inf, bool skip_nonfinite) {
   const Metric element = metric_of(metric);
+  check_lists(kBlockUpdate, element, scores, weights, grads);
   const UpdateRule rule{element,
                         reduce_of(element == Metric::product ? metric : reduce),
                         alpha,
@@ -181,10 +189,10 @@ void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints b
                         scalar_pointer(kBlockUpdate, grad_scale, scores[0]),
                         scalar_pointer(kBlockUpdate, found_inf, scores[0]),
                         skip_nonfinite};
-  Tensors contiguous;
-  for (const Tensor& score : scores) contiguous.push_back(torch::stable::contiguous(score));
-  update_blocks(kBlockUpdate, contiguous, weights, grads, block, rule);
-  for (size_t i = 0; i < scores.size(); ++i) copy_back(scores[i], contiguous[i]);
+  Tensors work;
+  for (const Tensor& score : scores) work.push_back(as_contiguous(score));
+  update_blocks(kBlockUpdate, work, weights, grads, block, rule);
+  for (size_t i = 0; i < scores.size(); ++i) copy_back(scores[i], work[i]);
 }
 
 Tensor block_reduce(Tensor score, Ints block, std::string reduce) {

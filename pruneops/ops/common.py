@@ -28,8 +28,8 @@ def check_inputs(
     """``values`` are as many floating tensors as ``likes``, of their shapes."""
     check.same_length(name, values, like_name, likes)
     for i, (value, like) in enumerate(zip(values, likes, strict=True)):
-        check.floating(f"{name}[{i}]", value)
-        check.same_shape(f"{name}[{i}]", value, f"{like_name}[{i}]", like.shape)
+        check.floating(name, value, i)
+        check.shape(name, value, like.shape, i, like_name)
 
 
 def masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> list[Tensor]:
@@ -41,7 +41,7 @@ def masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> l
     masks = check.tensors("out", out)
     check.same_length("out", masks, "scores", scores)
     for i, (mask, score) in enumerate(zip(masks, scores, strict=True)):
-        check.dtype(f"out[{i}]", mask, torch.uint8 if packed else torch.bool)
-        check.mask_for(f"out[{i}]", mask, f"scores[{i}]", score)
-        check.written(f"out[{i}]", mask)
+        check.dtype("out", mask, torch.uint8 if packed else torch.bool, i)
+        check.mask_for("out", mask, "scores", score, i)
+        check.written("out", mask, i)
     return masks

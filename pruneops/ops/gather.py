@@ -62,7 +62,7 @@ def prune_by_importance(
             f"tensor has {values.shape[dim]} entries along dim {dim}, "
             f"expected {ranks.numel()} instances * stride {stride} = {ranks.numel() * stride}"
         )
-    check.same_device([("tensor", values), ("importance", ranks)])
+    check.same_device(tensor=values, importance=ranks)
     kept = OPS.prune_by_importance(values, ranks, num_instances, stride, dim % values.dim(), order)
     return kept.numpy() if as_numpy else kept
 

@@ -64,14 +64,13 @@ def apply_masks_(tensors: TensorOrList, masks: Tensors, *, block: Sequence[int] 
     check.same_length("masks", mask_list, "tensors", tensor_list)
     size = None if block is None else check.block(block)
     for i, (tensor, mask) in enumerate(zip(tensor_list, mask_list, strict=True)):
-        check.written(f"tensors[{i}]", tensor)
+        check.written("tensors", tensor, i)
         if size is None:
-            check.mask_for(f"masks[{i}]", mask, f"tensors[{i}]", tensor)
+            check.mask_for("masks", mask, "tensors", tensor, i)
         else:
-            check.dtype(f"masks[{i}]", mask, torch.bool)
-            check.shape(f"masks[{i}]", mask, check.divides(f"tensors[{i}]", tensor.shape, size))
-    lists = (("tensors", tensor_list), ("masks", mask_list))
-    check.same_device([(f"{name}[{i}]", x) for name, values in lists for i, x in enumerate(values)])
+            check.dtype("masks", mask, torch.bool, i)
+            check.shape("masks", mask, check.divides("tensors", tensor.shape, size, i), i)
+    check.same_device(tensors=tensor_list, masks=mask_list)
     if tensor_list:
         OPS.apply_masks_(tensor_list, mask_list, size)
         mark_written(tensor_list)
@@ -122,5 +121,5 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     sizes = tuple(shape)
     for i, size in enumerate(sizes):
         check.integer(f"shape[{i}]", size, 0)
-    check.shape("packed", packed, [packed_size(torch.Size(sizes).numel())])
+    check.shape("packed", packed, (packed_size(torch.Size(sizes).numel()),))
     return OPS.unpack_mask(packed, sizes)

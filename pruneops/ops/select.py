@@ -25,15 +25,16 @@ class _Selection:
             _, self.grads = check.reads(metric, SELECT_METRICS, self.scores, grads)
         elif grads is not None:
             check.fail("grads are read only with a metric")
+        self.total = 0
         for i, score in enumerate(self.scores):
-            check.floating(f"scores[{i}]", score)
+            check.floating("scores", score, i)
+            self.total += score.numel()
         if metric is not None and SELECT_METRICS[metric][1]:
             check_inputs(check, "grads", self.grads, self.scores)
         if metric == "wanda":
             self._read_norms(input_norm)
         elif input_norm is not None:
             check.fail("input_norm is read only with metric 'wanda'")
-        self.total = sum(score.numel() for score in self.scores)
 
     def _read_norms(self, input_norm: Any) -> None:
         if input_norm is None:
@@ -41,17 +42,17 @@ class _Selection:
         self.norms = self.check.tensors("input_norm", input_norm)
         self.check.same_length("input_norm", self.norms, "scores", self.scores)
         for i, (norm, score) in enumerate(zip(self.norms, self.scores, strict=True)):
-            self.check.dtype(f"input_norm[{i}]", norm, torch.float32)
-            self.check.shape(f"input_norm[{i}]", norm, score.shape[-1:] or [1])
+            self.check.dtype("input_norm", norm, torch.float32, i)
+            self.check.shape("input_norm", norm, score.shape[-1:] or (1,), i)
 
-    def named(self) -> list[tuple[str, Tensor]]:
-        lists = (("scores", self.scores), ("grads", self.grads), ("input_norm", self.norms))
-        return [(f"{name}[{i}]", x) for name, values in lists for i, x in enumerate(values)]
+    def check_device(self, **others: Any) -> None:
+        """All inputs, and the others, are on one device."""
+        self.check.same_device(scores=self.scores, grads=self.grads, input_norm=self.norms, **others)
 
     def outputs(self, packed: bool, out: Tensors | None) -> list[Tensor]:
         """The masks to write, on the device of all inputs."""
         masks = masks_for(self.check, self.scores, packed, out)
-        self.check.same_device(self.named() + [(f"out[{i}]", x) for i, x in enumerate(masks)])
+        self.check_device(out=masks)
         return masks
 
     def single(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -88,7 +89,7 @@ def kth_value(
         tensor(2.)
     """
     select = _Selection("kth_value", scores, metric, grads, input_norm)
-    select.check.same_device(select.named())
+    select.check_device()
     select.check.integer("k", k, 1, select.total)
     return OPS.kth_value(select.scores, k, metric, select.grads, select.norms)
 
@@ -135,7 +136,7 @@ def count_digits(
     if prefix.numel() != 1:
         check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
     check.integer("round", round, 0, digit_rounds(compute_dtype(*select.scores, *select.grads)) - 1)
-    check.same_device([("prefix", prefix), *select.named()])
+    select.check_device(prefix=prefix)
     return OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
 
 

@@ -108,7 +108,7 @@ def update_topk_mask_(
     check.choice("ties", ties, ("exact", "threshold"))
     kept = check.sparsity_to_keep(keep, sparsity, sum(score.numel() for score in score_list))
     masks = masks_for(check, score_list, packed, out)
-    check.same_device([("scores[0]", x) for x in score_list[:1]] + [(f"out[{i}]", x) for i, x in enumerate(masks)])
+    check.same_device(scores=score_list[:1], out=masks)
 
     def op(*arguments: Any) -> None:
         OPS.update_topk_mask_(*arguments, masks, kept, ties)
@@ -173,8 +173,8 @@ def update_block_scores_(
     if reads_weight and reads_grad:
         check_inputs(check, "grads", grad_list, weight_list, "weights")
     for i, (score, first) in enumerate(zip(score_list, firsts, strict=True)):
-        check.floating(f"{first_name}[{i}]", first)
-        check.shape(f"scores[{i}]", score, check.divides(f"{first_name}[{i}]", first.shape, size))
+        check.floating(first_name, first, i)
+        check.shape("scores", score, check.divides(first_name, first.shape, size, i), i)
     _update(check, OPS.update_block_scores_, score_list, weight_list, grad_list, (size, metric, reduce), alpha,
             beta, grad_scale, found_inf, skip_nonfinite)  # fmt: skip
     return scores
@@ -206,17 +206,12 @@ def _update(
 ) -> None:
     """The common end of both updates: the checks of what they share, then the operator."""
     alpha, beta = check.number("alpha", alpha), check.number("beta", beta)
-    named = [(f"scores[{i}]", x) for i, x in enumerate(scores)]
-    for name, score in named:
-        check.floating(name, score)
-        check.written(name, score)
-    for kind, values in (("weights", weights), ("grads", grads)):
-        named += [(f"{kind}[{i}]", x) for i, x in enumerate(values)]
-    for scalar_name, scalar in (("grad_scale", grad_scale), ("found_inf", found_inf)):
-        check.optional_scalar(scalar_name, scalar)
-        if scalar is not None:
-            named.append((scalar_name, scalar))
-    check.same_device(named)
+    for i, score in enumerate(scores):
+        check.floating("scores", score, i)
+        check.written("scores", score, i)
+    check.optional_scalar("grad_scale", grad_scale)
+    check.optional_scalar("found_inf", found_inf)
+    check.same_device(scores=scores, weights=weights, grads=grads, grad_scale=grad_scale, found_inf=found_inf)
     if scores:
         op(scores, weights, grads, *how, alpha, beta, grad_scale, found_inf, bool(skip_nonfinite))
         mark_written(scores)

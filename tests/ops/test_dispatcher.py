@@ -71,6 +71,36 @@ def test_every_operator_is_checked():
     assert {name.split()[0] for name in FUNCTIONS} == operators
 
 
+def spoiled(value):
+    """What an argument cannot be beside the others: a list that lacks a tensor, tensors of too few entries."""
+    if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+        yield value[:-1]
+        yield [value[0].flatten()[:-1].clone(), *value[1:]]
+    elif isinstance(value, torch.Tensor) and value.numel() > 1:
+        yield value.flatten()[:-1].clone()
+
+
+#: Arguments that are right by themselves, with as many entries or tensors as they have.
+ANY_LENGTH = {
+    ("pack_mask", 0),
+    ("kth_value", 0),
+    ("count_digits", 0),
+    ("topk_mask packed", 0),
+    ("apply_masks_ packed", 0),
+}
+
+
+@pytest.mark.parametrize("name", direct_calls("cpu"))
+def test_direct_calls_are_checked_too(device, name):
+    # Python's checks are not before these calls; what does not fit is refused, not read.
+    for i in range(len(direct_calls(device)[name])):
+        for wrong in spoiled(direct_calls(device)[name][i]) if (name, i) not in ANY_LENGTH else ():
+            arguments = list(direct_calls(device)[name])
+            arguments[i] = wrong
+            with pytest.raises(RuntimeError):
+                getattr(OPS, name.split()[0])(*arguments)
+
+
 def update_scores(score, weight, grad):
     return ops.update_scores_([score, torch.ones_like(grad)], [weight, grad], [grad, weight], metric="snip", alpha=0.9)
 

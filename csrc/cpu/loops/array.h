@@ -31,7 +31,7 @@ K select_by_bits(const K* keys, int64_t n, int64_t k) {
 template <class K>
 Bracket<K> bracket_in_array(const K* keys, int64_t n, int64_t k, Bracket<K> bracket) {
   K sample[kFewKeys];
-  const int64_t size = min64(kFewKeys, n / 8);
+  const int64_t size = min64(kFewKeys, n / 32);
   for (int64_t j = 0; j < size; ++j) sample[j] = keys[sample_position(j, size, n)];
   const SampleRanks ranks = sample_ranks(size, n, k);
   if (ranks.low >= 1) bracket.low = select_by_bits(sample, size, ranks.low);
