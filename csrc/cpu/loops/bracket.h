@@ -13,7 +13,11 @@ namespace {
 // Where a pass over fewer entries is cheaper than sampling.
 constexpr int64_t kBracketFrom = 1 << 18;
 
-constexpr int64_t kMostSampled = 1 << 18;
+// Of how many entries one is sampled, at most 2^18 of them, and of more than 2^28 entries one of 2^10: what is
+// collected stays below 0.06 bytes for each, 3 % of bfloat16 scores.
+int64_t most_sampled(int64_t total) {
+  return total < (1 << 28) ? 1 << 18 : total >> 10;
+}
 // Where memory must not grow with the tensors.
 constexpr int64_t kFewSampled = 1 << 16;
 constexpr int64_t kFewCollected = 1 << 16;

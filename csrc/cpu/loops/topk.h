@@ -89,7 +89,7 @@ struct PassPlan {
 template <class T, class Keys>
 PassPlan<Key<T>> plan_by_sample(const SelectTensor* tensors, int64_t count, int64_t total, const Keys& source,
                                 int64_t k, const Pool& pool) {
-  const int64_t size = sample_size(total, kMostSampled);
+  const int64_t size = sample_size(total, most_sampled(total));
   return {sample_bracket<T>(tensors, count, total, source, k, size, pool), bracket_capacity(size, total)};
 }
 
