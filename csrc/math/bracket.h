@@ -22,7 +22,7 @@ PRUNEOPS_HD Bracket<K> whole_bracket() {
   return {K(0), static_cast<K>(~K(0))};
 }
 
-// Ranks in a sample of `size` of `total` keys that bracket the k-th smallest: 3.5 standard deviations of a
+// Ranks in a sample of `size` of `total` keys that bracket the k-th smallest: 3 standard deviations of a
 // random sample to each side, and a stratified one has fewer. 0 and size + 1 stand for no bound.
 struct SampleRanks {
   int64_t low;
@@ -32,7 +32,7 @@ struct SampleRanks {
 PRUNEOPS_HD SampleRanks sample_ranks(int64_t size, int64_t total, int64_t k) {
   const double share = static_cast<double>(k) / static_cast<double>(total);
   const double rank = share * static_cast<double>(size);
-  const double margin = 3.5 * sqrt(rank * (1.0 - share)) + 2.0;
+  const double margin = 3.0 * sqrt(rank * (1.0 - share)) + 2.0;
   const auto low = static_cast<int64_t>(rank - margin), high = static_cast<int64_t>(rank + margin) + 1;
   return {low < 1 ? 0 : low, high > size ? size + 1 : high};
 }

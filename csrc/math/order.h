@@ -51,6 +51,7 @@ struct ScoreBound {
     if (key < sort_key(lowest)) from = lowest;
   }
 
+  PRUNEOPS_HD static T value(T score) { return score; }
   PRUNEOPS_HD bool above(T score) const { return !is_nan && !(score >= from); }
   PRUNEOPS_HD bool equals(T score) const { return is_nan ? score != score : score == at; }
 };

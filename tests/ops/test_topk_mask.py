@@ -40,12 +40,16 @@ def test_values(device, name, dtype):
             check_topk(device, score, keep, dtype=dtype, ties=ties)
 
 
+@pytest.mark.parametrize("metric", [None, "magnitude"])
+@pytest.mark.parametrize("copies", [1, 5])  # few scores, and as many as are selected in one pass
 @pytest.mark.parametrize("half", ["bfloat16", "float16"])
-def test_every_half_value(device, half):
-    patterns = np.random.default_rng(0).permutation(2**16).astype(np.uint16).view(np.int16)
+def test_every_half_value(device, half, copies, metric):
+    patterns = np.random.default_rng(0).permutation(copies * 2**16).astype(np.uint16).view(np.int16)
     score = torch.from_numpy(patterns).view(getattr(torch, half))
+    ranked = array(score) if metric is None else np.abs(array(score))
     for keep in (1, 100, 2**14, 2**15 - 300, 2**15, 2**15 + 1, 50_000, 65_000, 2**16 - 1):
-        assert_same(ops.topk_mask(score.to(device), keep=keep), oracle.topk_mask([array(score)], keep)[0])
+        expected = oracle.topk_mask([ranked], copies * keep)[0]
+        assert_same(ops.topk_mask(score.to(device), keep=copies * keep, metric=metric), expected)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (70,), (9, 35), (5, 6, 7), (4, 5, 3, 6)])
@@ -216,7 +220,7 @@ def test_any_number_of_levels(device, data, n, seed, levels):
 
 
 #: From here on the CPU selects in one pass, by a bracket from a sample.
-ONE_PASS = 2**15
+ONE_PASS = 2**18
 
 
 def plateau(n, share):
@@ -232,7 +236,7 @@ def in_parts(score, places):
 
 @pytest.mark.parametrize("name", VALUES)
 def test_one_pass_values(name):
-    for n in (ONE_PASS - 1, ONE_PASS, 2**18 + 333):
+    for n in (ONE_PASS - 1, ONE_PASS, ONE_PASS + 333):
         score = values(name, (n,))
         for keep in (1, n // 10, n // 2, n - 1):
             for ties in ("exact", "threshold"):

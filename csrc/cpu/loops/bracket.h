@@ -13,8 +13,8 @@ namespace {
 // Where a pass over fewer entries is cheaper than sampling.
 constexpr int64_t kBracketFrom = 1 << 18;
 
-// Of how many entries one is sampled, at most 2^18 of them, and of more than 2^28 entries one of 2^10: what is
-// collected stays below 0.06 bytes for each, 3 % of bfloat16 scores.
+// Of how many entries one is sampled, at most 2^18 of them, and of more than 2^28 entries one of 2^10: what
+// is collected stays below 0.06 bytes for each, 3 % of bfloat16 scores.
 int64_t most_sampled(int64_t total) {
   return total < (1 << 28) ? 1 << 18 : total >> 10;
 }
@@ -98,7 +98,8 @@ struct ReadAhead {
   }
 };
 
-// Where the scores of a selection come from: from what a metric reads,
+// Where the scores of a selection come from, and from where again() once they have been passed over: from
+// what a metric reads,
 template <class T>
 struct MetricKeys {
   const SelectTensor* tensors;
@@ -117,6 +118,23 @@ struct MetricKeys {
   const T* take(int64_t i, int64_t at, int64_t n, T* buffer) const {
     return rank_chunk<T>(tensors[i], metric, at, n, buffer);
   }
+  ScoreBound<T> bound(Key<T> key) const { return ScoreBound<T>(key); }
+  const MetricKeys& again() const { return *this; }
+};
+
+// from bfloat16 scores, or their magnitudes, as they lie in memory,
+struct Bfloat16Keys : MetricKeys<float> {
+  static bool serve(const SelectTensor* tensors, int64_t count, Metric metric) {
+    bool all = metric == Metric::stored || metric == Metric::magnitude;
+    for (int64_t i = 0; i < count; ++i) all &= tensors[i].weight_dtype == Dtype::bf16;
+    return all;
+  }
+
+  const uint16_t* take(int64_t i, int64_t at, int64_t, float*) const {
+    return static_cast<const uint16_t*>(tensors[i].weight) + at;
+  }
+  const Bfloat16Keys& again() const { return *this; }
+  Bfloat16Bound bound(uint32_t key) const { return Bfloat16Bound(key, metric == Metric::magnitude); }
 };
 
 // or from scores that are updated as they are passed over.
@@ -149,6 +167,8 @@ struct UpdatedKeys {
     update_chunk(updates[i], rule, at, n, advance(updates[i].score, updates[i].score_dtype, at));
     return rank_chunk<T>(tensors[i], metric, at, n, buffer);
   }
+  ScoreBound<T> bound(Key<T> key) const { return ScoreBound<T>(key); }
+  MetricKeys<T> again() const { return {tensors, metric}; }
 };
 
 // Keys that bracket the k-th smallest of all, unless the sample misleads.
@@ -306,7 +326,15 @@ class BracketSelection {
     const Cut cut = cut_ties(kept);
     const int64_t begin = were_kept ? cut.tile : 0;
     const int64_t end = were_kept ? tiles_.tiles() : min64(cut.tile + 1, tiles_.tiles());
-    write_ties<T>(tiles_, source_.metric, selection_.prefix, cut, begin, end, pool_);
+    const auto& source = source_.again();
+    parallel(pool_, end - begin, [&](int64_t first, int64_t last) {
+      tiles_.for_range(
+          begin + first, begin + last,
+          [&](const SelectTensor& tensor, int64_t at, int64_t length, int64_t tile) {
+            const int64_t kept_here = tile < cut.tile ? length : tile == cut.tile ? cut.offset : 0;
+            write_ties(source, tensor, at, length, kept_here);
+          });
+    });
   }
 
  private:
@@ -338,10 +366,11 @@ class BracketSelection {
 
   // Counts the scores of the entries from `begin` on, collects what is strictly inside of the bracket and
   // keeps what is not below `high`.
-  void pass_piece(const T* scores, int64_t n, const SelectTensor& tensor, int64_t begin, ReadAhead& ahead,
+  template <class V>
+  void pass_piece(const V* scores, int64_t n, const SelectTensor& tensor, int64_t begin, ReadAhead& ahead,
                   bool write_masks, Part& part) {
     // Locals, which no write to a mask can change.
-    const ScoreBound<T> low(bracket_.low), high(bracket_.high);
+    const auto low = source_.bound(bracket_.low), high = source_.bound(bracket_.high);
     BracketCounts counts = part.counts;
     for (int64_t at = 0; at < n; at += kWord) {
       const int64_t some = min64(kWord, n - at);
@@ -351,7 +380,7 @@ class BracketSelection {
       if (write_masks) put_word(tensor, begin + at, some, places.from_high);
       for_bits(places.between, [&](int i) {
         const bool has_room =
-            collected_.add(part, sort_key(scores[at + i]), mask_bit(tensor, begin + at + i));
+            collected_.add(part, sort_key(low.value(scores[at + i])), mask_bit(tensor, begin + at + i));
         if (!has_room) __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
       });
     }
@@ -395,6 +424,27 @@ class BracketSelection {
         if (keep) keep_bit(bit);
       });
     });
+  }
+
+  // Writes the masks of the ties among `length` entries from `begin` on: kept among the first `kept` entries,
+  // pruned among the others.
+  template <class Again>
+  [[gnu::flatten]] void write_ties(const Again& source, const SelectTensor& tensor, int64_t begin,
+                                   int64_t length, int64_t kept) {
+    const auto bound = source.bound(selection_.prefix);
+    T buffer[kPiece];
+    ReadAhead ahead = source.ahead(&tensor - tensors_, begin);
+    for (int64_t at = 0; at < length; at += kPiece) {
+      const int64_t n = min64(kPiece, length - at);
+      const auto* scores = source.take(&tensor - tensors_, begin + at, n, buffer);
+      for (int64_t i = 0; i < n; i += kWord) {
+        const int64_t some = min64(kWord, n - i);
+        ahead.ask_for(some);
+        const uint64_t ties = compare(scores + i, some, bound).equal, first = first_bits(kept - at - i);
+        set_word(tensor, begin + at + i, some, ties & first, true);
+        set_word(tensor, begin + at + i, some, ties & ~first, false);
+      }
+    }
   }
 
   // The place behind the tie number `kept`, from the counts of the parts and the keys of one part.

@@ -171,8 +171,10 @@ void keys_of_scores(const T* scores, int64_t n, Key<T>* keys) {
   for (int64_t i = 0; i < n; ++i) keys[i] = sort_key(scores[i]);
 }
 
+// Not inlined: where n is seen to be 1, GCC warns of a buffer that it cannot follow.
 template <class T>
-void key_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, Key<T>* keys) {
+[[gnu::noinline]] void key_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n,
+                                 Key<T>* keys) {
   T buffer[kChunk];
   keys_of_scores(rank_chunk<T>(tensor, metric, begin, n, buffer), n, keys);
 }

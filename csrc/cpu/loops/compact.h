@@ -27,6 +27,28 @@ struct KeyBound {
   bool equals(K other) const { return other == key; }
 };
 
+// A key to compare bfloat16 scores with as they lie in memory, or their magnitudes: by their order as signed
+// integers, once the bits below the sign of a negative one are flipped.
+struct Bfloat16Bound {
+  int16_t from;  // what is not NaN and lies below is lower
+  int16_t at;    // -1, which stands for -0.0 and is read as 0, where no score has the key
+  uint16_t read;
+  ScoreBound<float> score;
+
+  Bfloat16Bound(uint32_t key, bool magnitude) : read(magnitude ? 0x7fff : 0xffff), score(key) {
+    constexpr uint32_t top = 0x8000, lowest = 0x7f, highest = 0xffff;
+    // The keys of two scores side by side differ by 2^16, those of negative ones end in ones.
+    uint32_t bits = key < top << 16 ? key >> 16 : (key >> 16) + ((key & 0xffff) != 0);
+    bits = bits < lowest ? lowest : bits > highest ? highest : bits;
+    from = static_cast<int16_t>(bits ^ top);
+    at = key == (bits < top ? bits << 16 | 0xffff : bits << 16) ? from : -1;
+  }
+
+  float value(uint16_t bits) const { return bf16_to_float(bits & read); }
+  bool above(uint16_t bits) const { return score.above(value(bits)); }
+  bool equals(uint16_t bits) const { return score.equals(value(bits)); }
+};
+
 template <class V, class Bound>
 Compared compare_plain(const V* values, int64_t n, const Bound& bound) {
   uint8_t lower[kWord] = {}, equal[kWord] = {};
@@ -81,6 +103,27 @@ inline Compared compare_whole(const double* scores, const ScoreBound<double>& bo
   };
 }
 
+// 32 scores as integers of their order: NaN lies at both ends.
+inline __m512i in_order(const uint16_t* scores, uint16_t read) {
+  const __m512i bits =
+      _mm512_and_si512(_mm512_loadu_si512(scores), _mm512_set1_epi16(static_cast<int16_t>(read)));
+  const __m512i flip = _mm512_srli_epi16(_mm512_srai_epi16(bits, 15), 1);
+  const __m512i order = _mm512_xor_si512(bits, flip);
+  return _mm512_mask_mov_epi16(order, _mm512_cmpeq_epi16_mask(order, _mm512_set1_epi16(-1)),
+                               _mm512_setzero_si512());
+}
+inline Compared compare_whole(const uint16_t* scores, const Bfloat16Bound& bound) {
+  const __m512i first = in_order(scores, bound.read), second = in_order(scores + 32, bound.read);
+  const __m512i from = _mm512_set1_epi16(bound.from), at = _mm512_set1_epi16(bound.at);
+  const __m512i infinity = _mm512_set1_epi16(0x7f80);
+  return {
+      _mm512_kunpackd(_mm512_cmplt_epi16_mask(second, from), _mm512_cmplt_epi16_mask(first, from)) |
+          _mm512_kunpackd(_mm512_cmpgt_epi16_mask(second, infinity),
+                          _mm512_cmpgt_epi16_mask(first, infinity)),
+      _mm512_kunpackd(_mm512_cmpeq_epi16_mask(second, at), _mm512_cmpeq_epi16_mask(first, at)),
+  };
+}
+
 template <class K>
 bool in_registers(KeyBound<K>) {
   return true;
@@ -88,6 +131,9 @@ bool in_registers(KeyBound<K>) {
 template <class T>
 bool in_registers(const ScoreBound<T>& bound) {
   return !bound.is_nan;
+}
+inline bool in_registers(const Bfloat16Bound& bound) {
+  return !bound.score.is_nan;
 }
 
 // Kept out of the loops over whole words.

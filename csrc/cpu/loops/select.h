@@ -152,28 +152,5 @@ void set_word(const SelectTensor& tensor, int64_t begin, int64_t n, uint64_t bit
   for_bits(bits, [&](int i) { tensor.mask[begin + i] = keep; });
 }
 
-// Writes the masks of the ties in the tiles [first, last): kept before the cut, pruned from it on. All other
-// masks are left as they are.
-template <class T>
-void write_ties(SelectTiles& tiles, Metric metric, Key<T> threshold, const Cut& cut, int64_t first,
-                int64_t last, const Pool& pool) {
-  parallel(pool, last - first, [&](int64_t begin_tile, int64_t end_tile) {
-    tiles.for_range(
-        first + begin_tile, first + end_tile,
-        [&](const SelectTensor& tensor, int64_t begin, int64_t length, int64_t tile) {
-          const int64_t ties_end = tile < cut.tile ? length : tile == cut.tile ? cut.offset : 0;
-          for_keys<T>(tensor, metric, begin, length, [&](const Key<T>* keys, int64_t n, int64_t offset) {
-            for (int64_t at = 0; at < n; at += kWord) {
-              const int64_t some = min64(kWord, n - at);
-              const uint64_t ties = compare(keys + at, some, KeyBound<Key<T>>{threshold}).equal;
-              const uint64_t kept = first_bits(ties_end - offset - at);
-              set_word(tensor, begin + offset + at, some, ties & kept, true);
-              set_word(tensor, begin + offset + at, some, ties & ~kept, false);
-            }
-          });
-        });
-  });
-}
-
 }  // namespace
 }  // namespace pruneops::cpu::PRUNEOPS_ISA

@@ -128,6 +128,11 @@ void topk_mask_as(const SelectTensor* tensors, int64_t count, int64_t total, con
   SelectTiles tiles(tensors, count);
   const Pool& threads = total < kThreadsFrom ? kAlone : pool;
   pass_over<T>(tensors, count, total, tiles, rule, threads, [&](const auto& source, const auto& plan) {
+    if constexpr (IsSame<T, float>::value) {
+      if (Bfloat16Keys::serve(tensors, count, rule.metric)) {
+        return mask_by_pass<T>(tensors, tiles, Bfloat16Keys{source}, rule, plan, threads);
+      }
+    }
     return mask_by_pass<T>(tensors, tiles, source, rule, plan, threads);
   });
 }
