@@ -325,6 +325,22 @@ def nm_mask(score, out, n, m, metric, grad, input_norm):
 # --- masks ----------------------------------------------------------------------------------------
 
 
+def packed_size(numel: int) -> int:
+    """Bytes of a packed mask of ``numel`` entries."""
+    return (numel + 7) // 8
+
+
+def _empty_masks(scores, packed):
+    if packed:
+        return [score.new_empty(packed_size(score.numel()), dtype=torch.uint8) for score in scores]
+    return [score.new_empty(score.shape, dtype=torch.bool) for score in scores]
+
+
+@_op("empty_masks(Tensor[] scores, bool packed) -> Tensor[]", fake=_empty_masks)
+def empty_masks(scores, packed):
+    return _empty_masks(scores, packed)
+
+
 def _expand_fake(mask, block, shape):
     return mask.new_empty(shape, dtype=torch.bool)
 
@@ -336,11 +352,6 @@ def expand_block_mask(mask, block, shape):
     if len(shape) > 2:
         return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()
     return matrix.reshape(shape)
-
-
-def packed_size(numel: int) -> int:
-    """Bytes of a packed mask of ``numel`` entries."""
-    return (numel + 7) // 8
 
 
 @_op("pack_mask(Tensor mask) -> Tensor", fake=lambda mask: mask.new_empty(packed_size(mask.numel()), dtype=torch.uint8))

@@ -240,7 +240,7 @@ class _Units:
 
     def nm(self, i: int, n: int, m: int) -> Tensor:
         score, grad = self._seen(i, _input_channels_last)
-        mask = torch.empty(self.tensors[i].shape, dtype=torch.bool, device=score.device)
+        mask = ops.empty_masks(self.tensors[i])
         out = _input_channels_last(mask)
         ops.nm_mask(score, n, m, out=out, metric=self.metric, grads=grad, input_norm=self._norm(i))
         return mask

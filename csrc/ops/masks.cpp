@@ -1,4 +1,4 @@
-// apply_masks_, expand_block_mask, pack_mask and unpack_mask.
+// empty_masks, apply_masks_, expand_block_mask, pack_mask and unpack_mask.
 #include "backend.h"
 #include "ops.h"
 
@@ -74,6 +74,15 @@ void apply_block_masks(const Tensors& tensors, const Tensors& masks, const Ints&
 }
 
 }  // namespace
+
+Tensors empty_masks(Tensors scores, bool packed) {
+  Tensors masks;
+  for (const Tensor& score : scores) {
+    const Ints shape(score.sizes().begin(), score.sizes().end()), bytes{packed_size(score.numel())};
+    masks.push_back(new_output(score, packed ? bytes : shape, packed ? ScalarType::Byte : ScalarType::Bool));
+  }
+  return masks;
+}
 
 void apply_masks_(Tensors tensors, Tensors masks, std::optional<Ints> block) {
   check_same_length(kApply, tensors, masks);

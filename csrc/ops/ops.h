@@ -28,6 +28,7 @@ void nm_mask(Tensor score, Tensor out, int64_t n, int64_t m, std::optional<std::
              std::optional<Tensor> grad, std::optional<Tensor> input_norm);
 
 void apply_masks_(Tensors tensors, Tensors masks, std::optional<Ints> block);
+Tensors empty_masks(Tensors scores, bool packed);
 Tensor expand_block_mask(Tensor mask, Ints block, Ints shape);
 Tensor pack_mask(Tensor mask);
 Tensor unpack_mask(Tensor packed, Ints shape);

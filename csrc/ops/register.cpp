@@ -18,6 +18,7 @@ static void add_all(torch::stable::detail::StableLibrary& library) {
   library.impl("row_topk_mask", TORCH_BOX(&row_topk_mask));
   library.impl("nm_mask", TORCH_BOX(&nm_mask));
   library.impl("apply_masks_", TORCH_BOX(&apply_masks_));
+  library.impl("empty_masks", TORCH_BOX(&empty_masks));
   library.impl("expand_block_mask", TORCH_BOX(&expand_block_mask));
   library.impl("pack_mask", TORCH_BOX(&pack_mask));
   library.impl("unpack_mask", TORCH_BOX(&unpack_mask));

@@ -8,7 +8,7 @@ tensor in the list, then lower row-major index) is kept first. So every selectio
 """
 
 from .gather import prune_by_importance
-from .masks import apply_masks_, expand_block_mask, pack_mask, unpack_mask
+from .masks import apply_masks_, empty_masks, expand_block_mask, pack_mask, unpack_mask
 from .select import count_digits, kth_value, nm_mask, row_topk_mask, topk_mask
 from .update import block_reduce, update_block_scores_, update_scores_, update_topk_mask_
 
@@ -16,6 +16,7 @@ __all__ = [
     "apply_masks_",
     "block_reduce",
     "count_digits",
+    "empty_masks",
     "expand_block_mask",
     "kth_value",
     "nm_mask",

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .._checks import Checker
-from .._library import packed_size
 
 Tensors = Tensor | Sequence[Tensor]
 TensorOrList = TypeVar("TensorOrList", Tensor, Sequence[Tensor])
@@ -35,9 +34,7 @@ def check_inputs(
 def masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> list[Tensor]:
     """The masks to write for these scores: given ones, checked, or new ones."""
     if out is None:
-        if packed:
-            return [score.new_empty(packed_size(score.numel()), dtype=torch.uint8) for score in scores]
-        return [torch.empty(score.shape, dtype=torch.bool, device=score.device) for score in scores]
+        return OPS.empty_masks(scores, packed)
     masks = check.tensors("out", out)
     check.same_length("out", masks, "scores", scores)
     for i, (mask, score) in enumerate(zip(masks, scores, strict=True)):

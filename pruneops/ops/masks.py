@@ -12,6 +12,32 @@ from .._library import packed_size
 from .common import OPS, TensorOrList, Tensors, mark_written
 
 
+def empty_masks(scores: TensorOrList, *, packed: bool = False) -> TensorOrList:
+    """Masks for scores, to be written by a selection with ``out=``.
+
+    A selection that is repeated writes into masks that are there about a third faster than into new ones. Large masks
+    on the CPU ask Linux for huge pages, which makes their first use faster than that of ``torch.empty``.
+
+    Args:
+        scores: tensors of any dtype and shape.
+        packed: masks of one bit per entry, as :func:`pack_mask` makes them.
+
+    Returns:
+        For each of the scores an uninitialised mask on its device: bool of its shape, or uint8 of shape
+        (ceil(n / 8),).
+
+    Raises:
+        TypeError: ``scores`` are not dense tensors.
+
+    Example:
+        >>> score = torch.tensor([1.0, 3.0, 2.0])
+        >>> topk_mask(score, keep=1, out=empty_masks(score))
+        tensor([False,  True, False])
+    """
+    masks = OPS.empty_masks(Checker("empty_masks").tensors("scores", scores), packed)
+    return masks[0] if isinstance(scores, Tensor) else masks
+
+
 def expand_block_mask(mask: Tensor, block: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Expand a mask of (N, M) blocks to the shape of the weight.
 

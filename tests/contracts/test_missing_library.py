@@ -135,7 +135,7 @@ def test_backend_info_is_a_fresh_dict():
 
 OPERATORS = [
     "update_scores_", "update_block_scores_", "block_reduce", "kth_value", "topk_mask", "row_topk_mask", "nm_mask",
-    "expand_block_mask", "pack_mask", "unpack_mask", "apply_masks_", "prune_by_importance",
+    "empty_masks", "expand_block_mask", "pack_mask", "unpack_mask", "apply_masks_", "prune_by_importance",
 ]  # fmt: skip
 
 

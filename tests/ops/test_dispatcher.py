@@ -50,6 +50,8 @@ def direct_calls(device):
         "row_topk_mask metric": (weight, mask, 7, "wanda", None, norm),
         "nm_mask": (score, mask, 2, 4, None, None, None),
         "nm_mask metric": (weight, mask, 2, 4, "snip", grad, None),
+        "empty_masks": ([score[:0], other[:0]], False),  # of which nothing is read
+        "empty_masks packed": ([score[:0]], True),
         "expand_block_mask": (blocks > 0, [2, 4], [8, 16]),
         "pack_mask": (score > 0,),
         "unpack_mask": (ops.pack_mask(score > 0), [8, 16]),
@@ -82,6 +84,8 @@ def spoiled(value):
 
 #: Arguments that are right by themselves, with as many entries or tensors as they have.
 ANY_LENGTH = {
+    ("empty_masks", 0),
+    ("empty_masks packed", 0),
     ("pack_mask", 0),
     ("kth_value", 0),
     ("count_digits", 0),
@@ -141,6 +145,8 @@ FUNCTIONS = {
     "row_topk_mask metric": wanda,
     "nm_mask": lambda s, w, g: ops.nm_mask(s, 2, 4),
     "nm_mask metric": lambda s, w, g: ops.nm_mask(w, 1, 2, metric="snip", grads=g),
+    "empty_masks": lambda s, w, g: [mask.fill_(True) for mask in ops.empty_masks([s, w])],
+    "empty_masks packed": lambda s, w, g: ops.empty_masks(s, packed=True).fill_(1),
     "expand_block_mask": lambda s, w, g: ops.expand_block_mask(ops.block_reduce(s, (2, 4)) > 0, (2, 4), s.shape),
     "pack_mask": lambda s, w, g: ops.pack_mask(s > 0),
     "unpack_mask": lambda s, w, g: ops.unpack_mask(ops.pack_mask(s > 0), s.shape),
@@ -244,7 +250,5 @@ def test_meta_tensors_give_the_shapes(name):
     arguments = direct_calls("cpu")[name]
     operator = getattr(OPS, name.split()[0])
     real, meta = operator(*arguments), operator(*map(to_meta, arguments))
-    if real is None:
-        assert meta is None
-    else:
-        assert (meta.shape, meta.dtype, meta.stride()) == (real.shape, real.dtype, real.stride())
+    real, meta = ([] if x is None else x if isinstance(x, list) else [x] for x in (real, meta))
+    assert [(x.shape, x.dtype, x.stride()) for x in meta] == [(x.shape, x.dtype, x.stride()) for x in real]

@@ -84,6 +84,20 @@ def test_lists(device, ties, name):
         assert_all_same(masks, oracle.topk_mask(scores, keep, ties))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_masks_made_beforehand(device, packed):
+    # The last is large enough to ask for huge pages.
+    scores = [tensor(values("few_distinct", shape), device=device) for shape in ((), (3, 0), (7, 5), (2100, 2000))]
+    masks = ops.empty_masks(scores, packed=packed)
+    assert all(ops.empty_masks(x, packed=packed).shape == mask.shape for x, mask in zip(scores, masks, strict=True))
+    expected = ops.topk_mask(scores, sparsity=0.6, packed=packed)
+    assert [bits(x) for x in ops.topk_mask(scores, sparsity=0.6, packed=packed, out=masks)] == [
+        bits(x) for x in expected
+    ]
+    with pytest.raises(TypeError, match=r"empty_masks: scores\[1\] must be a tensor, got int"):
+        ops.empty_masks([scores[0], 3])
+
+
 def test_lists_into_out(device):
     scores = [values("few_distinct", shape, seed=i) for i, shape in enumerate(SHAPES)]
     out = tuple(tensor(np.ones(a.shape, bool), device=device, layout="misaligned") for a in scores)
