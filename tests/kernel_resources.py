@@ -1,4 +1,5 @@
-"""What ptxas gives every CUDA kernel: registers, shared and local memory, spills. Needs nvcc, no GPU.
+"""What the compiler makes of every CUDA kernel: registers, shared and local memory, spills, and the widest loads and
+stores of its loops. Needs nvcc, no GPU.
 
 python tests/kernel_resources.py [--arch sm_90]
 """
@@ -10,8 +11,11 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+
+import ptx
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 FLAGS = ("-std=c++17", "-O3", "--fmad=false", "-DPRUNEOPS_CUDA")
@@ -32,33 +36,37 @@ class Kernel:
     shared: int = 0
     local: int = 0
     spilled: int = 0
+    text: str = field(default="", repr=False)
+
+    @cached_property
+    def accesses(self):
+        """What its loops read and write of global memory."""
+        return list(ptx.Code(self.text).accesses())
+
+    def widest(self, kind):
+        """Bytes of the widest loads (``ld``) or stores (``st``) of its loops; 0 where there are none."""
+        return max((access.width for access in self.accesses if access.kind == kind), default=0)
 
 
-@dataclass
-class Compiled:
-    """A source file as it is compiled: what ``ptxas -v`` says about it, and its PTX."""
-
-    log: str
-    ptx: str
+def _nvcc(source, target, *flags):
+    command = ["nvcc", f"-{target.suffix[1:]}", *flags, str(source), "-o", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout + done.stderr
 
 
 def _compile(source, arch):
+    """The kernels of a source file: to PTX, and from there to the machine's code."""
     with tempfile.TemporaryDirectory() as folder:
-        command = ["nvcc", *FLAGS, f"-arch={arch}", "-cubin", "-Xptxas=-v", "--keep", "--keep-dir", folder,
-                   str(source), "-o", f"{folder}/{source.stem}.cubin"]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-        return Compiled(done.stdout + done.stderr, (Path(folder) / f"{source.stem}.ptx").read_text())
-
-
-def compile_all(arch="sm_90"):
-    """Every source of csrc/cuda, by its name, compiled once."""
-    # The largest takes as long as all others.
-    sources = sorted(CUDA.glob("*.cu"), key=lambda source: -source.stat().st_size)
-    with ThreadPoolExecutor(2) as pool:
-        compiled = pool.map(lambda source: _compile(source, arch), sources)
-        return dict(sorted((source.name, result) for source, result in zip(sources, compiled, strict=True)))
+        middle = Path(folder) / f"{source.stem}.ptx"
+        _nvcc(source, middle, *FLAGS, f"-arch={arch}")
+        log = _nvcc(middle, middle.with_suffix(".cubin"), f"-arch={arch}", "-Xptxas=-v")
+        text = ptx.kernels(middle.read_text())
+    kernels = parse(source.name, log)
+    for kernel in kernels:
+        kernel.text = text[kernel.name]
+    return kernels
 
 
 def parse(source, log):
@@ -77,14 +85,13 @@ def parse(source, log):
     return kernels
 
 
-def measure(compiled):
-    """The kernels of all sources."""
-    return [kernel for source, result in compiled.items() for kernel in parse(source, result.log)]
-
-
-def entries(ptx):
-    """The PTX of each kernel of a source file, by mangled name."""
-    return {found[1]: found[0] for found in re.finditer(r"\.entry (\w+)\(.*?\n}", ptx, re.DOTALL)}
+def measure(arch="sm_90"):
+    """Compiles every source of csrc/cuda and returns its kernels."""
+    # The largest takes as long as all others.
+    sources = sorted(CUDA.glob("*.cu"), key=lambda source: -source.stat().st_size)
+    with ThreadPoolExecutor(2) as pool:
+        compiled = dict(zip(sources, pool.map(lambda source: _compile(source, arch), sources), strict=True))
+    return [kernel for source in sorted(sources) for kernel in compiled[source]]
 
 
 def demangled(names):
@@ -98,12 +105,10 @@ def demangled(names):
 
 def table(kernels):
     """One line for each kernel."""
-    rows = [("source", "kernel", "registers", "shared", "local", "spilled")]
-    names = demangled([k.name for k in kernels])
-    rows += [
-        (k.source, name, str(k.registers), str(k.shared), str(k.local), str(k.spilled))
-        for k, name in zip(kernels, names, strict=True)
-    ]
+    rows = [("source", "kernel", "registers", "shared", "local", "spilled", "loads", "stores")]
+    for kernel, name in zip(kernels, demangled([k.name for k in kernels]), strict=True):
+        numbers = (kernel.registers, kernel.shared, kernel.local, kernel.spilled, *map(kernel.widest, ("ld", "st")))
+        rows.append((kernel.source, name, *map(str, numbers)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -114,7 +119,7 @@ def main():
     args = parser.parse_args()
     if shutil.which("nvcc") is None:
         sys.exit("kernel_resources: nvcc is not on the path")
-    kernels = measure(compile_all(args.arch))
+    kernels = measure(args.arch)
     print(table(kernels))
     wasteful = [k for k in kernels if k.local or k.spilled]
     print(f"{len(kernels)} kernels for {args.arch}, {len(wasteful)} with local memory or spills")

@@ -1,59 +1,250 @@
 """The CUDA kernels as they are compiled: no spills, no local memory, and 16 bytes at a time in the hot loops."""
 
-import re
 import shutil
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 
 import kernel_resources
+import ptx
 import pytest
 
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not there")
+compiled = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not there")
 
-#: Kernels that stream tensors, and the widest accesses that they make where pointers are aligned.
+#: Bytes of a thread's 8 entries: of scores, weights and gradients in each dtype, of words that a mask is applied to in
+#: each size, and of the mask itself.
+FLOATS, WORDS, MASK = 8 * (4 + 2 + 2 + 8), 8 * (1 + 2 + 4 + 8), 8
+
+
+def pointers(*names):
+    """Pointers that stand side by side in the first parameter, or in the entries of a table there."""
+    return {(0, 8 * place): name for place, name in enumerate(names)}
+
+
+UPDATE, SELECT, APPLY = (
+    pointers("score", "weight", "grad"),
+    pointers("weight", "grad", "norm", "mask"),
+    pointers("data"),
+)
+FUSED = {**UPDATE, (0, 48): "mask"}
+
+
+@dataclass(frozen=True)
+class Hot:
+    """Kernels that stream tensors: what ``names`` calls their arrays, and how many bytes of code their loops have for
+    each array that they stream in accesses of 16 bytes, or of 8 for masks. What is not aligned, or the end of a tensor,
+    has narrow accesses beside these. ``strided``: columns may lie apart, and then have accesses of their own."""
+
+    names: dict
+    streams: dict
+    strided: bool = False
+
+
+#: By the names of kernels and of their template arguments. A tile is 4 vectors of each thread, which takes a whole one
+#: of stored scores in a way of its own.
+TILES = {"ld weight": 8 * FLOATS, "ld grad": 4 * FLOATS}
+VECTORS = {"ld weight": FLOATS, "ld grad": FLOATS}
 HOT = {
-    "update.cu": {"update_scores_kernel": ("ld", "st"), "update_block_scores_kernel": ("ld",)},
-    "select.cu": {"pass_kernel": ("ld",), "round_kernel": ("ld",), "count_next_digits_kernel": ("ld",),
-                  "write_mask_kernel": ("ld",), "count_ties_kernel": ("ld",), "row_topk_mask_kernel": ("ld",),
-                  "nm_vector_kernel": ("ld",)},
-    "masks.cu": {"apply_masks_kernel": ("ld", "st"), "apply_block_masks_kernel": ("ld", "st")},
+    "update_scores_kernel": Hot(UPDATE, {**VECTORS, "ld score": FLOATS, "st score": FLOATS}),
+    "update_block_scores_kernel": Hot(UPDATE, VECTORS, strided=True),
+    "pass_kernel MetricKeys": Hot(SELECT, TILES),
+    "pass_kernel UpdatedKeys": Hot(
+        FUSED, dict.fromkeys(("ld score", "ld weight", "ld grad", "st score"), 4 * FLOATS)
+    ),
+    "round_kernel": Hot(SELECT, TILES),
+    "count_next_digits_kernel": Hot(SELECT, TILES),
+    "count_ties_kernel": Hot(SELECT, TILES),
+    "write_mask_kernel": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
+    "row_topk_mask_kernel": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
+    # Groups of one entry are kept or pruned without a look at the scores.
+    **{f"nm_vector_kernel Li{group}E": Hot(SELECT, VECTORS | {"st mask": MASK}) for group in (2, 4, 8)},
+    "fill_masks_kernel": Hot(pointers("mask"), {"st mask": MASK}),
+    "apply_masks_kernel": Hot(APPLY, {"ld data": WORDS, "st data": WORDS}, strided=True),
+    "apply_block_masks_kernel": Hot(APPLY, {"ld data": WORDS, "st data": WORDS}, strided=True),
+    "pack_mask_kernel": Hot(pointers("mask"), {"ld mask": MASK}),
+    "unpack_mask_kernel": Hot({(1, 0): "mask"}, {"st mask": MASK}),
+    "copy_slabs_kernel uint4": Hot(pointers("source", "target"), {"ld source": 16, "st target": 16}),
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    return kernel_resources.compile_all()
+def of(hot, kernels):
+    """The kernels that an entry of HOT speaks of."""
+    name, *arguments = hot.split()
+    return [k for k in kernels if f"{len(name)}{name}" in k.name and all(a in k.name for a in arguments)]
+
+
+def by_array(hot, accesses):
+    """Accesses of arrays that are streamed, by what they do to which array, and by the registers of their address."""
+    first = min((array.offset for access in accesses for array in access.arrays if array.parameter == 0), default=0)
+    found = defaultdict(lambda: defaultdict(list))
+    for access in accesses:
+        for array in access.arrays:
+            offset = array.offset - first if array.parameter == 0 else array.offset
+            stream = f"{access.kind} {hot.names.get((array.parameter, offset))}"
+            if stream in hot.streams:
+                found[stream][access.place].append(access)
+    return found
+
+
+def reached(accesses):
+    """How often each byte is reached."""
+    return Counter(byte for access in accesses for byte in access.bytes)
+
+
+def is_apart(accesses):
+    """Whether an address is that of one entry, and not of a vector."""
+    offsets, widest = {access.offset for access in accesses}, max(access.width for access in accesses)
+    return widest < 16 and (len(offsets) == 1 or len(reached(accesses)) < 8)
+
+
+def too_narrow(hot, accesses):
+    """What is wrong with the accesses of a kernel, in words: every byte that narrow ones reach must be reached as often
+    by wide ones from the same address."""
+    arrays, wrong = by_array(hot, accesses), []
+    for stream, least in hot.streams.items():
+        is_mask, wide_bytes = stream.endswith("mask"), 0
+        for place, own in arrays[stream].items():
+            if is_apart(own):
+                if not hot.strided and not is_mask:
+                    wrong.append(f"{stream}: an entry at a time from {place}")
+                continue
+            width = 8 if is_mask else min(16, len(reached(own)))
+            wide = reached(access for access in own if access.width >= width)
+            missed = reached(access for access in own if access.width < width) - wide
+            wide_bytes += wide.total()
+            if missed:
+                wrong.append(f"{stream}: {missed.total()} bytes from {place} have no wide access")
+        if wide_bytes < least:
+            wrong.append(f"{stream}: {wide_bytes} bytes in wide accesses, expected {least}")
+    return wrong
 
 
 @pytest.fixture(scope="module")
-def kernels(compiled):
-    measured = kernel_resources.measure(compiled)
+def kernels():
+    measured = kernel_resources.measure()
     print("\n" + kernel_resources.table(measured))
     return measured
 
 
+@compiled
 def test_every_kernel_fits_its_registers(kernels):
     assert len(kernels) > 20
     assert [k for k in kernels if k.local or k.spilled] == []
 
 
+@compiled
 def test_static_shared_memory_fits_every_device(kernels):
     assert [k for k in kernels if k.shared > 48 * 1024] == []
 
 
-@pytest.mark.parametrize("source", HOT)
-def test_hot_loops_move_16_bytes_at_a_time(compiled, source):
-    entries = kernel_resources.entries(compiled[source].ptx)
-    for kernel, accesses in HOT[source].items():
-        # Groups of one entry are kept or pruned without a look at the scores.
-        variants = {
-            name: text for name, text in entries.items() if f"{len(kernel)}{kernel}" in name and "Li1E" not in name
-        }
-        assert variants, f"{kernel} is not in {source}"
-        for name, text in variants.items():
-            for access in accesses:
-                wide = re.search(
-                    rf"{access}\.global(\.nc)?(\.\w+)*\.v4\.[buf]32|{access}\.global(\.\w+)*\.v2\.[buf]64", text
-                )
-                assert wide, f"{name} has no 16-byte {access}.global"
+@compiled
+@pytest.mark.parametrize("name", HOT)
+def test_hot_loops_move_16_bytes_at_a_time(kernels, name):
+    variants = of(name, kernels)
+    assert variants, f"there is no {name}"
+    assert {k.name: too_narrow(HOT[name], k.accesses) for k in variants} == {k.name: [] for k in variants}
+
+
+def narrowed(access):
+    """A wide access as two or four narrow ones."""
+    step = 4 if access.width == 16 else 1
+    return [
+        ptx.Access(access.kind, step, access.place, access.offset + i, access.arrays)
+        for i in range(0, access.width, step)
+    ]
+
+
+def complaints_of_narrowed(hot, kernel, accesses):
+    """Whether narrowing these accesses is seen."""
+    others = [access for access in kernel.accesses if access not in accesses]
+    return too_narrow(hot, others + [part for access in accesses for part in narrowed(access)])
+
+
+@compiled
+@pytest.mark.parametrize("name", HOT)
+def test_narrowed_accesses_are_seen(kernels, name):
+    """All wide accesses from one address in turn, and each alone."""
+    hot = HOT[name]
+    for kernel in of(name, kernels):
+        places = [own for stream in by_array(hot, kernel.accesses).values() for own in stream.values()]
+        wide = [[a for a in own if a.width == max(b.width for b in own)] for own in places if not is_apart(own)]
+        assert wide
+        for own in wide:
+            assert complaints_of_narrowed(hot, kernel, own), own
+
+
+#: A loop over a table of (score, weight, grad) that loads and stores as told.
+LOOP = """
+.visible .entry _Z20update_scores_kernel(
+	.param .align 8 .b8 _Z_param_0[1000]
+)
+{{
+	mov.b64 	%rd1, _Z_param_0;
+	mov.u64 	%rd8, 0;
+	ld.param.u32 	%r1, [_Z_param_0+8];
+	ld.param.u64 	%rd9, [%rd1+100];
+	ld.global.f32 	%f99, [%rd9];
+$L__BB0_1:
+	mul.lo.s64 	%rd2, %rd7, 24;
+	add.s64 	%rd3, %rd1, %rd2;
+	ld.param.u64 	%rd4, [%rd3+208];
+	ld.param.v2.u64 	{{%rd40, %rd41}}, [%rd3+216];
+	cvta.to.global.u64 	%rd5, %rd4;
+	add.s64 	%rd6, %rd5, %rd8;
+	add.s64 	%rd42, %rd40, %rd8;
+	cvta.to.global.u64 	%rd43, %rd42;
+	add.s64 	%rd44, %rd41, %rd8;
+	cvta.to.global.u64 	%rd45, %rd44;
+{body}
+	add.s64 	%rd8, %rd8, 1024;
+	setp.lt.s64 	%p1, %rd8, %rd99;
+	@%p1 bra 	$L__BB0_1;
+
+	st.global.f32 	[%rd9], %f99;
+	ret;
+
+}}
+"""
+WIDE = """
+	ld.global.v4.f32 	{%f1, %f2, %f3, %f4}, [%rd6];
+	ld.global.v4.u32 	{%r1, %r2, %r3, %r4}, [%rd43];
+	ld.global.nc.v2.f64 	{%fd1, %fd2}, [%rd45];
+	add.s64 	%rd50, %rd4, %rd8;
+	st.global.cg.v4.u32 	[%rd50], {%r1, %r2, %r3, %r4};
+"""
+STREAMS = Hot(UPDATE, dict.fromkeys(("ld score", "ld weight", "ld grad", "st score"), 16))
+
+
+def loop_accesses(body):
+    (text,) = ptx.kernels(LOOP.format(body=body)).values()
+    return list(ptx.Code(text).accesses())
+
+
+def test_accesses_of_a_loop_are_found_by_array():
+    found = {(a.kind, a.width, array.offset) for a in loop_accesses(WIDE) for array in a.arrays}
+    assert found == {("ld", 16, 208), ("ld", 16, 216), ("ld", 16, 224), ("st", 16, 208)}  # and none outside the loop
+    assert too_narrow(STREAMS, loop_accesses(WIDE)) == []
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "complaint"),
+    [
+        ("ld.global.v4.f32 	{%f1, %f2, %f3, %f4}, [%rd6]", "ld.global.v2.f32 {%f1, %f2}, [%rd6]",
+         "ld score: an entry at a time"),
+        ("ld.global.v4.f32 	{%f1, %f2, %f3, %f4}, [%rd6]", "ld.global.f32 %f1, [%rd6]", "ld score: an entry at a time"),
+        ("ld.global.nc.v2.f64 	{%fd1, %fd2}, [%rd45]", "ld.f64 %fd1, [%rd45]; \n ld.f64 %fd2, [%rd45+8]",
+         "ld grad: 16 bytes"),
+        ("st.global.cg.v4.u32 	[%rd50], {%r1, %r2, %r3, %r4}", "st.global.u16 [%rd50+2], %rs1",
+         "st score: an entry at a time"),
+    ],
+    ids=["half", "one entry", "an entry after the other", "a word to store"],
+)  # fmt: skip
+def test_a_narrow_loop_is_seen(wide, narrow, complaint):
+    assert wide in WIDE
+    wrong = too_narrow(STREAMS, loop_accesses(WIDE.replace(wide, narrow)))
+    assert any(complaint in line for line in wrong), wrong
+    # Beside a wide one, it is for what is not aligned.
+    both = loop_accesses(WIDE + narrow + ";")
+    assert too_narrow(STREAMS, both) == []
 
 
 def test_the_log_of_ptxas_is_understood():
