@@ -43,8 +43,17 @@ void seed_once() {
   set_seed(given != nullptr ? std::strtoull(given, nullptr, 0) : std::random_device{}());
 }
 
+// With it the run can be seen again.
+std::string seed_note() {
+  return " (seed " + std::to_string(seed()) + ")";
+}
+
+std::string kernel_name() {
+  return "kernel " + function_name(grid.kernel.address);
+}
+
 [[noreturn]] void refuse_launch(const std::string& why) {
-  throw Refusal("kernel " + function_name(grid.kernel.address) + ": launch refused: " + why);
+  throw Refusal(kernel_name() + ": launch refused: " + why + seed_note());
 }
 
 void check_config(const Config& config, const Kernel& kernel) {
@@ -89,9 +98,8 @@ void resume(Thread& thread) {
   const Thread& thread = *grid.refused_thread;
   const std::string line = source_line(grid.refused_site);
   std::ostringstream text;
-  text << "kernel " << function_name(grid.kernel.address) << ", block " << place(block_of(grid.serial))
-       << ", thread " << place(thread.index) << (line.empty() ? "" : ", " + line) << ": " << grid.refused
-       << " (seed " << current_seed << ")";
+  text << kernel_name() << ", block " << place(block_of(grid.serial)) << ", thread " << place(thread.index)
+       << (line.empty() ? "" : ", " + line) << ": " << grid.refused << seed_note();
   throw Refusal(text.str());
 }
 
@@ -201,10 +209,14 @@ std::string place(const uint3& at) {
   return "(" + std::to_string(at.x) + "," + std::to_string(at.y) + "," + std::to_string(at.z) + ")";
 }
 
+void refuse_host(const std::string& why) {
+  throw Refusal((grid.kernel.address == nullptr ? "" : "after " + kernel_name() + ", ") + why + seed_note());
+}
+
 void refuse(const std::string& why, const void* site, Thread* thread) {
   if (thread == nullptr) {
-    std::fprintf(stderr, "emulation, on the host%s%s: %s\n", site ? ", " : "", source_line(site).c_str(),
-                 why.c_str());
+    std::fprintf(stderr, "emulation, on the host%s%s: %s%s\n", site ? ", " : "", source_line(site).c_str(),
+                 why.c_str(), seed_note().c_str());
     std::abort();
   }
   grid.refused = why;
@@ -237,15 +249,11 @@ void trap(const char* what) {
   refuse(what, __builtin_return_address(0));
 }
 
-void thread_fence() {}
-
-void yield() {
-  make_ready(*current);
-  switch_to_scheduler();
-}
-
 void atomic(const volatile void* address, size_t bytes, const void* site) {
-  if (random_source.below(4) == 0) yield();
+  if (random_source.below(4) == 0) {
+    make_ready(*current);
+    switch_to_scheduler();
+  }
   check_access(reinterpret_cast<uintptr_t>(address), bytes, AccessKind::atomic, site);
 }
 

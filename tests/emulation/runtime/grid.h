@@ -68,6 +68,8 @@ std::string place(const uint3& at);
 
 // Ends the launch; called on the thread's own stack, which is never returned to.
 [[noreturn]] void refuse(const std::string& why, const void* site, Thread* thread = current);
+// For what the host does between launches.
+[[noreturn]] void refuse_host(const std::string& why);
 
 void make_ready(Thread& thread);
 // Gives way; returns when the scheduler resumes the thread.

@@ -212,14 +212,14 @@ void check_global(Allocation& allocation, size_t offset, size_t bytes, AccessKin
 }
 
 // For what the host does through the runtime's functions.
-Allocation* on_device(const void* begin, size_t bytes, const char* function) {
+Allocation* on_device(const void* begin, size_t bytes, const char* act) {
   const auto address = reinterpret_cast<uintptr_t>(begin);
   Allocation* allocation = find(address);
   if (allocation == nullptr || address - allocation->begin >= allocation->bytes) return nullptr;
   if (address + bytes <= allocation->begin + allocation->bytes) return allocation;
-  throw Refusal(std::string(function) + ": " + std::to_string(bytes) + " bytes from offset " +
-                std::to_string(address - allocation->begin) + " of an allocation of " +
-                std::to_string(allocation->bytes) + " bytes");
+  refuse_host("the host " + std::string(act) + " " + std::to_string(bytes) + " bytes from offset " +
+              std::to_string(address - allocation->begin) + " of an allocation of " +
+              std::to_string(allocation->bytes) + " bytes");
 }
 
 void mark_defined(Allocation& allocation, const void* begin, size_t bytes) {
@@ -232,8 +232,8 @@ void check_defined(const Allocation& allocation, const void* begin, size_t bytes
   const uint8_t* defined = &allocation.defined[reinterpret_cast<uintptr_t>(begin) - allocation.begin];
   if (const void* first = std::memchr(defined, 0, bytes)) {
     const auto at = static_cast<const uint8_t*>(first) - allocation.defined.data();
-    throw Refusal("cudaMemcpyAsync: byte " + std::to_string(at) + " of an allocation of " +
-                  std::to_string(allocation.bytes) + " bytes has not been written since it was allocated");
+    refuse_host("the host copies byte " + std::to_string(at) + " of an allocation of " +
+                std::to_string(allocation.bytes) + " bytes, which no one has written since it was allocated");
   }
 }
 
@@ -314,7 +314,7 @@ void adopt(void* begin, size_t bytes) {
 
 void release(void* begin) {
   const auto found = allocations.find(reinterpret_cast<uintptr_t>(begin));
-  if (found == allocations.end()) throw Refusal("release: not an allocation");
+  if (found == allocations.end()) refuse_host("the host releases what is no allocation");
   if (found->second.owned) std::free(begin);
   last_used = nullptr;
   allocations.erase(found);
@@ -322,17 +322,16 @@ void release(void* begin) {
 
 void fill(void* begin, int value, size_t bytes) {
   if (bytes == 0) return;
-  Allocation* allocation = on_device(begin, bytes, "cudaMemsetAsync");
-  if (allocation == nullptr) throw Refusal("cudaMemsetAsync: outside every allocation");
+  Allocation* allocation = on_device(begin, bytes, "fills");
+  if (allocation == nullptr) refuse_host("the host fills what is no allocation");
   std::memset(begin, value, bytes);
   mark_defined(*allocation, begin, bytes);
 }
 
 void copy(void* to, const void* from, size_t bytes) {
   if (bytes == 0) return;
-  Allocation* target = on_device(to, bytes, "cudaMemcpyAsync");
-  if (const Allocation* source = on_device(from, bytes, "cudaMemcpyAsync"))
-    check_defined(*source, from, bytes);
+  Allocation* target = on_device(to, bytes, "copies");
+  if (const Allocation* source = on_device(from, bytes, "copies")) check_defined(*source, from, bytes);
   std::memmove(to, from, bytes);
   if (target != nullptr) mark_defined(*target, to, bytes);
 }

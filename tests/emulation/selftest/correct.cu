@@ -1,4 +1,4 @@
-// Correct kernels that use each part of the emulation once.
+// Correct kernels, as they are written for the device.
 #include "planted.h"
 
 namespace planted {
@@ -13,12 +13,6 @@ __global__ void reverse_dynamic(const int* input, int* output) {
 }
 
 namespace {
-
-constexpr int kMaxThreads = 256;
-
-__device__ int global_index() {
-  return blockIdx.x * blockDim.x + threadIdx.x;
-}
 
 __global__ void __launch_bounds__(kMaxThreads) block_sum(const int* input, int* output) {
   __shared__ int sums[kMaxThreads];
@@ -41,11 +35,6 @@ __global__ void reverse(const T* input, T* output) {
   output[global_index()] = values[blockDim.x - 1 - threadIdx.x];
 }
 
-__device__ unsigned lanes_here() {
-  const unsigned begin = threadIdx.x / 32 * 32, lanes = min(32u, blockDim.x - begin);
-  return lanes == 32 ? 0xffffffffu : (1u << lanes) - 1;
-}
-
 __global__ void warp_prefix_sum(const int* input, int* output) {
   int sum = input[global_index()];
   for (int distance = 1; distance < 32; distance *= 2) {
@@ -55,42 +44,12 @@ __global__ void warp_prefix_sum(const int* input, int* output) {
   output[global_index()] = sum;
 }
 
-__global__ void warp_first(const int* input, int* output) {
-  output[global_index()] = __shfl_sync(lanes_here(), input[global_index()], 0);
-}
-
 // Neighbouring lanes swap through shared memory; only __syncwarp orders them.
 __global__ void warp_swap(const int* input, int* output) {
   __shared__ int values[kMaxThreads];
   values[threadIdx.x] = input[global_index()];
   __syncwarp(lanes_here());
-  output[global_index()] = values[min(threadIdx.x ^ 1u, blockDim.x - 1)];
-}
-
-__global__ void equal_in_warp(const int* input, int* output) {
-  const int value = input[global_index()] & 3;
-  int all = 0;
-  const unsigned equal = __match_any_sync(lanes_here(), value);
-  const unsigned same = __match_all_sync(lanes_here(), value, &all);
-  const bool consistent = (same != 0) == (equal == lanes_here()) && (same != 0) == (all != 0);
-  output[global_index()] = consistent ? __popc(equal) : -1;
-}
-
-__global__ void odd_in_warp(const int* input, int* output) {
-  const int odd = input[global_index()] & 1;
-  const unsigned votes = __ballot_sync(lanes_here(), odd);
-  const bool consistent = __any_sync(lanes_here(), odd) == (votes != 0) &&
-                          __all_sync(lanes_here(), odd) == (votes == lanes_here()) &&
-                          __reduce_add_sync(lanes_here(), odd) == static_cast<unsigned>(__popc(votes));
-  output[global_index()] = consistent ? __popc(votes) : -1;
-}
-
-__global__ void odd_in_block(const int* input, int* output) {
-  const int odd = input[global_index()] & 1;
-  const int count = __syncthreads_count(odd);
-  const bool consistent = __syncthreads_or(odd) == (count > 0) &&
-                          __syncthreads_and(odd) == (count == static_cast<int>(blockDim.x));
-  output[global_index()] = consistent ? count : -1;
+  output[global_index()] = values[(threadIdx.x ^ 1) < blockDim.x ? threadIdx.x ^ 1 : threadIdx.x];
 }
 
 __global__ void equal_in_block(const int* input, int* output) {
@@ -138,11 +97,6 @@ __global__ void parameters(const __grid_constant__ Pair pair, const int* input, 
   output[global_index()] = input[global_index()] * pair.high + pair.low + static_cast<int>(shift);
 }
 
-template <void (*kKernel)(const int*, int*)>
-void on(unsigned blocks, unsigned threads, const int* input, int* output) {
-  emulation::launch(kKernel, blocks, threads, cudaStream_t{}, input, output);
-}
-
 void on_dynamic(unsigned blocks, unsigned threads, const int* input, int* output) {
   emulation::launch(reverse_dynamic, emulation::Config{blocks, threads, threads * sizeof(int)}, input,
                     output);
@@ -159,11 +113,7 @@ const std::vector<Case> correct = {
     {"reverse", on<reverse<int>>},
     {"reverse_dynamic", on_dynamic},
     {"warp_prefix_sum", on<warp_prefix_sum>},
-    {"warp_first", on<warp_first>},
     {"warp_swap", on<warp_swap>},
-    {"equal_in_warp", on<equal_in_warp>},
-    {"odd_in_warp", on<odd_in_warp>},
-    {"odd_in_block", on<odd_in_block>},
     {"equal_in_block", on<equal_in_block>},
     {"count_with_activemask", on<count_with_activemask>},
     {"copy_vectors", on<copy_vectors>},

@@ -13,13 +13,6 @@ __global__ void more_dynamic_shared_than_asked(const int* input, int* output) {
 
 namespace {
 
-constexpr int kMaxThreads = 256;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-__device__ int global_index() {
-  return blockIdx.x * blockDim.x + threadIdx.x;
-}
-
 __global__ void missing_barrier(const int* input, int* output) {
   __shared__ int values[kMaxThreads];
   values[threadIdx.x] = input[global_index()];
@@ -219,14 +212,19 @@ __global__ void endless_wait(const int* input, int* output) {
   output[global_index()] = 1;
 }
 
-__global__ void trapped(const int* input, int* output) {
-  output[global_index()] = input[global_index()];
-  if (threadIdx.x == 1) __trap();
-}
-
-template <void (*kKernel)(const int*, int*)>
-void on(unsigned blocks, unsigned threads, const int* input, int* output) {
-  emulation::launch(kKernel, blocks, threads, cudaStream_t{}, input, output);
+// A fence orders what one thread does; only a barrier makes another wait.
+__global__ void passed_on_behind_a_fence(const int* input, int* output) {
+  __shared__ int value, flag;
+  if (threadIdx.x == 0) flag = 0;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    value = input[global_index()];
+    __threadfence();
+    atomicExch(&flag, 1);
+  }
+  while (atomicAdd(&flag, 0) == 0) {
+  }
+  output[global_index()] = value;
 }
 
 void on_dynamic(unsigned blocks, unsigned threads, const int* input, int* output) {
@@ -296,7 +294,7 @@ const std::vector<Case> faults = {
     FAULT(overflowing_index),
     FAULT(shift_too_far),
     FAULT(endless_wait),
-    FAULT(trapped),
+    FAULT(passed_on_behind_a_fence),
     {"large_parameters", on_large},
     {"empty_grid", configured<0, 1, 32, 1, 0>},
     {"empty_block", configured<1, 1, 0, 1, 0>},

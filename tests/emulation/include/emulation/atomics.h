@@ -25,15 +25,10 @@ __attribute__((noinline, no_sanitize("thread"))) T exchange_with(T* address, F f
   }
 
 EMULATION_ATOMIC(atomicAdd, old + operand)
-EMULATION_ATOMIC(atomicSub, old - operand)
 EMULATION_ATOMIC(atomicMin, operand < old ? operand : old)
 EMULATION_ATOMIC(atomicMax, operand > old ? operand : old)
-EMULATION_ATOMIC(atomicAnd, old& operand)
 EMULATION_ATOMIC(atomicOr, old | operand)
-EMULATION_ATOMIC(atomicXor, old ^ operand)
 EMULATION_ATOMIC(atomicExch, (static_cast<void>(old), operand))
-EMULATION_ATOMIC(atomicInc, old >= operand ? 0 : old + 1)
-EMULATION_ATOMIC(atomicDec, old == 0 || old > operand ? operand : old - 1)
 #undef EMULATION_ATOMIC
 
 template <class T>

@@ -30,7 +30,6 @@
 #define blockIdx (emulation::block_index())
 #define blockDim (emulation::block_size())
 #define gridDim (emulation::grid_size())
-constexpr int warpSize = 32;
 
 __forceinline__ void __syncthreads() {
   emulation::barrier(emulation::Barrier::sync, false);
@@ -48,20 +47,10 @@ __forceinline__ int __syncthreads_or(int predicate) {
 __attribute__((noinline)) inline void __syncwarp(unsigned mask = 0xffffffffu) {
   emulation::gather(emulation::Collective::syncwarp, mask, 0, __builtin_return_address(0));
 }
-inline void __threadfence() {
-  emulation::thread_fence();
-}
-inline void __threadfence_system() {
-  emulation::thread_fence();
-}
-inline void __threadfence_block() {}  // orders, but makes no thread wait: it never excuses a race
-inline void __nanosleep(unsigned) {
-  emulation::yield();
-}
-[[noreturn]] inline void __trap() {
-  emulation::trap("executes __trap()");
-}
-
+// Fences order, but make no thread wait: they never excuse a race.
+inline void __threadfence_block() {}
+inline void __threadfence() {}
+inline void __threadfence_system() {}
 // Only the caller is sure to be converged.
 inline unsigned __activemask() {
   return 1u << emulation::lane();
@@ -84,16 +73,15 @@ T from_bits(uint64_t bits) {
   return value;
 }
 
-// `source` outside the caller's segment of `width` lanes means the caller's own value.
+// source(own lane, first lane of its segment of `width` lanes) is the lane whose value it gets.
 template <class T, class Source>
 __attribute__((noinline, no_sanitize("thread"))) T shuffle(Collective operation, unsigned mask, T value,
                                                            int width, Source source) {
   if (width < 1 || width > 32 || (width & (width - 1)) != 0)
     trap("shuffles with a width that is no power of two");
   const uint64_t* values = gather(operation, mask, to_bits(value), __builtin_return_address(0));
-  const int own = static_cast<int>(lane()), begin = own & ~(width - 1);
-  const int from = source(own, begin);
-  return from < begin || from >= begin + width ? value : from_bits<T>(values[from]);
+  const int own = static_cast<int>(lane());
+  return from_bits<T>(values[source(own, own & ~(width - 1))]);
 }
 
 template <class T, class Start, class Fold>
@@ -116,18 +104,23 @@ __forceinline__ T __shfl_sync(unsigned mask, T value, int source, int width = 32
 }
 template <class T>
 __forceinline__ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-  return emulation::shuffle(emulation::Collective::shfl_up, mask, value, width,
-                            [=](int own, int) { return own - static_cast<int>(delta); });
+  return emulation::shuffle(emulation::Collective::shfl_up, mask, value, width, [=](int own, int begin) {
+    return static_cast<int>(delta) > own - begin ? own : own - static_cast<int>(delta);
+  });
 }
 template <class T>
 __forceinline__ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
-  return emulation::shuffle(emulation::Collective::shfl_down, mask, value, width,
-                            [=](int own, int) { return own + static_cast<int>(delta); });
+  return emulation::shuffle(emulation::Collective::shfl_down, mask, value, width, [=](int own, int begin) {
+    return static_cast<int>(delta) >= begin + width - own ? own : own + static_cast<int>(delta);
+  });
 }
+// Lanes of earlier segments can be reached, those of later ones not.
 template <class T>
 __forceinline__ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32) {
-  return emulation::shuffle(emulation::Collective::shfl_xor, mask, value, width,
-                            [=](int own, int) { return own ^ lanes; });
+  return emulation::shuffle(emulation::Collective::shfl_xor, mask, value, width, [=](int own, int begin) {
+    const int from = own ^ (lanes & 31);
+    return from < begin + width ? from : own;
+  });
 }
 
 __forceinline__ unsigned __ballot_sync(unsigned mask, int predicate) {
@@ -167,18 +160,6 @@ T __ldg(const T* p) {
   return *p;
 }
 template <class T>
-T __ldcs(const T* p) {
-  return *p;
-}
-template <class T>
-T __ldcg(const T* p) {
-  return *p;
-}
-template <class T>
-void __stcs(T* p, T value) {
-  *p = value;
-}
-template <class T>
 void __stcg(T* p, T value) {
   *p = value;
 }
@@ -201,32 +182,6 @@ inline int __ffs(int x) {
 inline int __ffsll(long long x) {
   return __builtin_ffsll(x);
 }
-inline unsigned __umulhi(unsigned a, unsigned b) {
-  return static_cast<unsigned>(uint64_t{a} * b >> 32);
-}
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-  return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
-}
-
-inline unsigned __float_as_uint(float x) {
-  return emulation::from_bits<unsigned>(emulation::to_bits(x));
-}
-inline int __float_as_int(float x) {
-  return emulation::from_bits<int>(emulation::to_bits(x));
-}
-inline float __uint_as_float(unsigned x) {
-  return emulation::from_bits<float>(x);
-}
-inline float __int_as_float(int x) {
-  return emulation::from_bits<float>(emulation::to_bits(x));
-}
-inline long long __double_as_longlong(double x) {
-  return emulation::from_bits<long long>(emulation::to_bits(x));
-}
-inline double __longlong_as_double(long long x) {
-  return emulation::from_bits<double>(emulation::to_bits(x));
-}
-
 // One rounding each: the build switches contraction off.
 inline float __fadd_rn(float a, float b) {
   return a + b;
@@ -257,15 +212,4 @@ inline double __dmul_rn(double a, double b) {
 }
 inline double __ddiv_rn(double a, double b) {
   return a / b;
-}
-
-template <class A, class B>
-std::common_type_t<A, B> min(A a, B b) {
-  using T = std::common_type_t<A, B>;
-  return static_cast<T>(b) < static_cast<T>(a) ? static_cast<T>(b) : static_cast<T>(a);
-}
-template <class A, class B>
-std::common_type_t<A, B> max(A a, B b) {
-  using T = std::common_type_t<A, B>;
-  return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a);
 }

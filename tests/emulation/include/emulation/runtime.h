@@ -11,7 +11,8 @@
 
 namespace emulation {
 
-// Names the kernel, the block, the thread, the source line where it is known, and the seed of the run.
+// Names the kernel, the block, the thread, the source line where it is known, and the seed of the run; where
+// the host is to blame, the last kernel and the seed.
 struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -87,8 +88,6 @@ enum class Collective {
 const uint64_t* gather(Collective operation, uint32_t mask, uint64_t value, const void* site);
 unsigned lane();
 
-void thread_fence();
-void yield();
 // Announces an atomic operation on these bytes; other threads may run first.
 void atomic(const volatile void* address, size_t bytes, const void* site);
 [[noreturn]] void trap(const char* what);
