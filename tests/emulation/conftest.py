@@ -84,6 +84,12 @@ def backend(emulation, request):
     return Backend(emulation, *BACKENDS[request.param])
 
 
+@pytest.fixture(scope="session", params=["cuda", "cpu"])
+def any_backend(emulation, request):
+    """For hypothesis, which draws the rest."""
+    return Backend(emulation, request.param)
+
+
 @pytest.fixture(autouse=True)
 def _settings(request):
     """Every test starts with its own seed, and with the grids and threads of its backend."""

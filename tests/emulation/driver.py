@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from hypothesis import strategies as st
 
 #: What a metric of a block update is to the kernels: the value of an entry and how a block's values become one.
 BLOCK_METRICS = {"mask_sum": "product", "mask_gradient": "product", "mask_fisher": "product"}
@@ -68,6 +69,13 @@ class Backend:
             self.module.set_grid(self.number)
         else:
             self.module.cpu.set_threads(self.number)
+
+    def vary(self, data):
+        """Lets hypothesis draw the seed, and the grid or the threads."""
+        self.module.set_seed(data.draw(st.integers(0, 2**32), "seed"))
+        least, what = (0, "blocks") if self.name == "cuda" else (1, "threads")
+        self.number = data.draw(st.integers(least, 5), what)
+        self.configure()
 
     def undefined(self, shape, dtype="float32", offset=0):
         return Array(self.module, self.kind, tuple(np.atleast_1d(shape)), dtype, offset)

@@ -76,14 +76,17 @@ def test_topk_of_nothing(backend):
 
 
 @given(data=st.data(), sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=5), levels=st.integers(1, 3000))
-def test_topk_of_any_lists(backend, data, sizes, levels):
-    seed = data.draw(st.integers(0, 2**32))
-    backend.module.set_seed(seed)
-    rng = np.random.default_rng(seed)
+def test_topk_of_any_lists(any_backend, data, sizes, levels):
+    any_backend.vary(data)
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32), "values"))
     scores = [rng.integers(-levels, levels, n).astype(np.float32) for n in sizes]
     how = {name: data.draw(st.booleans()) for name in ("packed", "strict")}
     ties = data.draw(st.sampled_from(["exact", "threshold"]))
-    check_topk(backend, scores, data.draw(st.integers(0, sum(sizes))), ties=ties, **how)
+    keep = data.draw(st.integers(0, sum(sizes)))
+    check_topk(any_backend, scores, keep, ties=ties, **how)
+    if keep:
+        value = any_backend.kth_value([any_backend.array(score) for score in scores], keep)
+        assert_same(np.float32(value), np.float32(oracle.kth_value(scores, keep)))
 
 
 # --- many entries: a sample, a pass over a bracket, and what the sample may do to it -------------------
@@ -216,6 +219,18 @@ def test_update_and_topk(backend, name, ties):
             check_update_topk(backend, entries, keep, ties=ties, **how)
 
 
+@given(data=st.data(), sizes=st.lists(st.integers(0, 900), min_size=1, max_size=4))
+def test_update_and_topk_of_any_lists(any_backend, data, sizes):
+    any_backend.vary(data)
+    name, dtype = data.draw(st.sampled_from(sorted(VALUES))), st.sampled_from(DTYPES)
+    entries = [
+        (*(values(name, (n,), d, 3 * i + j) for j in range(3)), d)
+        for i, (n, d) in enumerate((n, data.draw(dtype)) for n in [*sizes, data.draw(st.sampled_from([0, 5000]))])
+    ]
+    keep = data.draw(st.integers(0, sum(score.size for score, *_ in entries)))
+    check_update_topk(any_backend, entries, keep, alpha=0.9, packed=data.draw(st.booleans()))
+
+
 # --- k-th value -------------------------------------------------------------------------------------
 
 
@@ -313,6 +328,18 @@ def test_nm_values(backend, name, dtype, n, m):
     check_nm(backend, values(name, (6, 20 * m), dtype), n, m, dtype, offset=8)
 
 
+@given(data=st.data(), rows=st.integers(1, 6), row=st.integers(1, 700), m=st.integers(1, 32))
+def test_any_rows_and_groups(any_backend, data, rows, row, m):
+    any_backend.vary(data)
+    name, dtype = data.draw(st.sampled_from(sorted(VALUES))), data.draw(st.sampled_from(DTYPES))
+    offset = data.draw(st.sampled_from([0, 8]))
+    score = values(name, (rows, row), dtype, data.draw(st.integers(0, 9)))
+    check_rows(any_backend, score, data.draw(st.integers(0, row)), dtype, offset)
+    groups = score.ravel()[: score.size // m * m]
+    if groups.size:
+        check_nm(any_backend, groups, data.draw(st.integers(0, m)), m, dtype, offset)
+
+
 # --- scores made on the fly -------------------------------------------------------------------------
 
 
@@ -345,6 +372,10 @@ def test_metrics(backend, metric, dtypes):
     backend.topk_mask(weights, masks, 1300, metric=metric, **listed)
     for mask, expected in zip(masks, oracle.topk_mask(scores, 1300), strict=True):
         assert_same(mask.read(), expected)
+    out = "float64" if any(score.dtype == np.float64 for score in scores) else "float32"
+    for k in (1, 700):
+        value = backend.kth_value(weights, k, out, metric, **listed)
+        assert_same(np.asarray(value, np.float64), np.asarray(oracle.kth_value(scores, k)))
     backend.row_topk_mask(weights[0], masks[0], 17, metric=metric, **arrays[0])
     assert_same(masks[0].read(), oracle.row_topk_mask(scores[0], 17))
     for n, m in ((2, 4), (3, 10)):

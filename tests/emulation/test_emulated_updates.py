@@ -85,27 +85,39 @@ def test_grad_scale(backend):
 
 
 @given(data=st.data(), sizes=st.lists(st.integers(0, 600), max_size=6), metric=st.sampled_from(METRICS))
-def test_any_lists(backend, data, sizes, metric):
-    backend.module.set_seed(data.draw(st.integers(0, 2**32)))
-    half = st.sampled_from(DTYPES)
+def test_any_lists(any_backend, data, sizes, metric):
+    any_backend.vary(data)
     name = data.draw(st.sampled_from(sorted(VALUES)))
-    entries = [entry((n,), name, tuple(data.draw(half) for _ in range(3)), i) for i, n in enumerate(sizes)]
-    check_update(backend, entries, metric=metric, alpha=data.draw(st.sampled_from([0.0, 0.9])))
+    dtypes = st.tuples(*[st.sampled_from(DTYPES)] * 3)
+    entries = [entry((n,), name, data.draw(dtypes), i) for i, n in enumerate(sizes)]
+    how = st.fixed_dictionaries(
+        {"alpha": st.sampled_from([0.0, 0.9]), "beta": st.sampled_from([1.0, -0.7]), "skip_nonfinite": st.booleans(),
+         "offset": st.sampled_from([0, 8])},
+        optional={"grad_scale": st.just(3.0), "found_inf": st.sampled_from([0.0, 1.0])},
+    )  # fmt: skip
+    check_update(any_backend, entries, metric=metric, **data.draw(how))
 
 
 # --- blocks -----------------------------------------------------------------------------------------
 
-BLOCK_METRICS = (*METRICS, "mask_sum", "mask_gradient", "mask_fisher")
+BLOCK_METRICS = (*METRICS, "stored", "mask_sum", "mask_gradient", "mask_fisher")
 
 
-def expected_blocks(weight, grad, metric, block, reduce):
+def expected_blocks(weight, grad, metric, block, reduce, grad_scale=None, skip_nonfinite=False):
     """v of every block in float64, and how far a sum in any order may be from it."""
     kind = oracle.compute_type(weight, grad)
     is_mask = metric.startswith("mask_")
-    v = oracle.entry_values("mask" if is_mask else metric, weight, grad, kind=kind)
+    if metric == "stored":
+        v = weight.astype(kind)
+    else:
+        v = oracle.entry_values("mask" if is_mask else metric, weight, grad, kind=kind, grad_scale=grad_scale)
+    if skip_nonfinite and not is_mask:
+        v = np.where(np.isfinite(v), v, 0)
     total, absolute = oracle.reduce_blocks(v, block, "sum" if is_mask else reduce)
     size = v.size // max(total.size, 1)
     error = (size + 1) * np.finfo(kind).eps * absolute * (reduce != "max" or is_mask)
+    if skip_nonfinite and is_mask:
+        error, total = (np.where(np.isfinite(total), x, 0) for x in (error, total))
     if metric == "mask_gradient":
         return np.abs(total), error
     if metric == "mask_fisher":
@@ -115,22 +127,29 @@ def expected_blocks(weight, grad, metric, block, reduce):
 
 def check_blocks(
     backend, shape, block, *, metric="snip", reduce="mean", name="normal", dtypes=("float32",) * 3, layout="contiguous",
-    alpha=0.0,
+    alpha=0.0, found_inf=None, **how,
 ):  # fmt: skip
     weight, grad = (values(name, shape, d, i) for i, d in enumerate(dtypes[1:]))
     grid = oracle.block_ids(shape, block)[1]
     score = values("normal", grid, dtypes[0], 5)
-    v, error = expected_blocks(weight, grad, metric, block, reduce)
+    with np.errstate(all="ignore"):
+        v, error = expected_blocks(weight, grad, metric, block, reduce, **how)
     place = backend.array(score, dtypes[0]) if alpha else backend.undefined(grid, dtypes[0])
     w = Laid(backend, weight, dtypes[1], layout) if metric in READS_WEIGHT else None
     g = Laid(backend, grad, dtypes[2], layout) if metric in READS_GRAD else None
-    backend.update_block_scores([place], [w], [g], block=block, metric=metric, reduce=reduce, alpha=alpha)
+    how |= {"metric": metric, "reduce": reduce, "alpha": alpha, "found_inf": found_inf}
+    backend.update_block_scores([place], [w], [g], block=block, **how)
+    if found_inf:
+        return assert_same(place.read(), score)
     kind = oracle.compute_type(score, weight, grad)
     old = float(kind(alpha)) * score if alpha else np.zeros(grid)
     # The product and the sum of the update round too, and so does the score's dtype.
     error = error + 2 * np.finfo(kind).eps * (np.abs(old) + np.abs(v) + error)
     error = error + {"bfloat16": 2.0**-8, "float16": 2.0**-11}.get(dtypes[0], 0) * (np.abs(old + v) + error)
-    assert (np.abs(place.read() - (old + v)) <= error + 1e-38).all()
+    found, new = place.read(), old + v
+    finite = np.isfinite(new)
+    assert (np.abs(found - new)[finite] <= (error + 1e-38)[finite]).all()
+    np.testing.assert_array_equal(found[~finite], new[~finite])
 
 
 GEOMETRIES = [((4, 1), (4, 1)), ((64, 40), (4, 1)), ((24, 64), (1, 8)), ((64, 64), (32, 32)), ((6, 700), (2, 350)),
@@ -152,6 +171,24 @@ def test_blocks(backend, shape, block, layout):
 def test_block_metrics(backend, metric, reduce):
     for name in TAME:
         check_blocks(backend, (12, 40), (4, 5), metric=metric, reduce=reduce, name=name)
+
+
+@pytest.mark.parametrize("metric", ["stored", "magnitude", "snip"])
+def test_block_values(backend, metric):
+    """Sums of what is not finite, and maxima of whatever there is."""
+    for name in VALUES:
+        check_blocks(backend, (12, 40), (4, 5), metric=metric, reduce="max", name=name)
+    for name in ("infinities", "nans", "all_nan", "half_denormals", "one_outlier"):
+        check_blocks(backend, (12, 40), (4, 5), metric=metric, reduce="sum", name=name, alpha=0.5)
+
+
+@pytest.mark.parametrize("metric", ["snip", "gradient", "mask_gradient"])
+def test_block_options(backend, metric):
+    check_blocks(backend, (32, 48), (4, 8), metric=metric, alpha=0.5, grad_scale=3.0)
+    check_blocks(backend, (32, 48), (4, 8), metric=metric, alpha=0.5, found_inf=1.0)
+    check_blocks(backend, (32, 48), (4, 8), metric=metric, alpha=0.5, found_inf=0.0)
+    for name in ("nans", "infinities"):
+        check_blocks(backend, (32, 48), (2, 4), metric=metric, name=name, reduce="sum", skip_nonfinite=True)
 
 
 @pytest.mark.parametrize("dtypes", [("bfloat16",) * 3, ("float16", "float32", "float16"), ("float64",) * 3])
@@ -182,14 +219,18 @@ def test_block_sums_have_the_same_bits_whatever_the_order(backend):
 
 
 @given(data=st.data())
-def test_any_grid(backend, data):
-    backend.module.set_seed(data.draw(st.integers(0, 2**32)))
+def test_any_grid(any_backend, data):
+    any_backend.vary(data)
     small = st.integers(1, 9)
     n, m, rows, cols = (data.draw(small) for _ in range(4))
     kernel = data.draw(st.lists(st.integers(1, 3), max_size=2))
     metric, reduce = data.draw(st.sampled_from(BLOCK_METRICS)), data.draw(st.sampled_from(["mean", "sum", "max"]))
     layout = data.draw(st.sampled_from(sorted(LAYOUTS)))
-    check_blocks(backend, (n * rows, m * cols, *kernel), (n, m), metric=metric, reduce=reduce, layout=layout)
+    name, dtype = data.draw(st.sampled_from(TAME)), data.draw(st.sampled_from(DTYPES))
+    check_blocks(
+        any_backend, (n * rows, m * cols, *kernel), (n, m), metric=metric, reduce=reduce, layout=layout, name=name,
+        dtypes=("float32", dtype, dtype),
+    )  # fmt: skip
 
 
 def test_matrix_view_of_a_conv_weight():
