@@ -16,7 +16,7 @@ from pruneops import ops
 pytestmark = pytest.mark.large
 
 PERIOD = 8 * 100_003
-PAST_31, PAST_32 = 2**21 + 8 * 4099, 2**22 + 8 * 4099
+PAST_31, PAST_32 = 2**31 + 8 * 4099, 2**32 + 8 * 4099
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +45,8 @@ def assert_repeats(tensor, period):
         assert np.array_equal(part, period.reshape(-1)[: len(part)]), f"in period {number}"
 
 
-def assert_repeats_bits(packed, mask):
-    assert_repeats(packed, np.packbits(mask.reshape(-1), bitorder="little"))
+def packed_bits(mask):
+    return np.packbits(mask.reshape(-1), bitorder="little")
 
 
 def scores(shape, name="normal"):
@@ -60,25 +60,30 @@ def random_mask(shape):
 
 
 def test_blocks(device):
-    rows, cols = 4 * 29, 30_008
+    block, rows, cols = (4, 88), 4 * 29, 30_008
     exact, stored = scores((rows, cols), "few_distinct")
     rows = -(-PAST_32 // (4 * cols)) * 4
     weight = repeated(stored, rows * cols, device).view(rows, cols)
-    largest = torch.zeros(rows // 4, cols // 8, device=device)
-    ops.update_block_scores_(largest, weight, None, block=(4, 8), metric="magnitude", reduce="max")
-    assert_repeats(largest, oracle.reduce_blocks(np.abs(exact), (4, 8), "max")[0].astype(np.float32))
     # The values are -1, 0 and 1, whose sums are exact.
-    means = ops.block_reduce(weight, (4, 8))
-    assert_repeats(means, oracle.reduce_blocks(exact, (4, 8), "mean")[0].astype(np.float32))
+    nonzero = torch.zeros(rows // block[0], cols // block[1], device=device)
+    ops.update_block_scores_(nonzero, weight, None, block=block, metric="magnitude", reduce="sum")
+    assert_repeats(nonzero, oracle.reduce_blocks(np.abs(exact), block, "sum")[0].astype(np.float32))
+    sums = ops.block_reduce(weight, block, "sum")
+    assert_repeats(sums, oracle.reduce_blocks(exact, block, "sum")[0].astype(np.float32))
 
 
-def test_rows(device):
+# Masks of bytes take half as much memory as their scores, packed ones a sixteenth.
+SIZES = pytest.mark.parametrize(("numel", "packed"), [(PAST_31, False), (PAST_32, True)], ids=["bytes", "packed"])
+
+
+@SIZES
+def test_rows(device, numel, packed):
     row = 30_008
     exact, stored = scores((29, row), "few_distinct")
     expected = oracle.row_topk_mask(exact, row // 3)
-    score = repeated(stored, -(-PAST_32 // row) * row, device).view(-1, row)
-    assert_repeats_bits(ops.row_topk_mask(score, keep=row // 3, packed=True), expected)
-    assert_repeats(ops.row_topk_mask(score[: -(-PAST_31 // row)], keep=row // 3), expected)
+    score = repeated(stored, -(-numel // row) * row, device).view(-1, row)
+    mask = ops.row_topk_mask(score, keep=row // 3, packed=packed)
+    assert_repeats(mask, packed_bits(expected) if packed else expected)
 
 
 def test_a_row(device):
@@ -98,16 +103,15 @@ def parts_of_values(period, numel):
     return (period[: numel - begin] for begin in range(0, numel, period.size))
 
 
+@SIZES
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 5)])
-def test_groups(device, n, m):
-    exact, stored = scores((m * PERIOD // 8 * 8,), "few_distinct")
+def test_groups(device, n, m, numel, packed):
+    exact, stored = scores((m * PERIOD,), "few_distinct")
     expected = oracle.nm_mask(exact, n, m)
-    numel = PAST_32 if m == 4 else PAST_31 // m * m
-    score = repeated(stored, numel, device)
-    if m == 4:
-        assert_repeats_bits(ops.nm_mask(score, n, m, packed=True), expected)
-        score = score[:PAST_31]
-    assert_repeats(ops.nm_mask(score, n, m), expected)
+    if packed and m == 5:
+        numel = PAST_31  # bytes are written first
+    mask = ops.nm_mask(repeated(stored, numel // (8 * m) * (8 * m), device), n, m, packed=packed)
+    assert_repeats(mask, packed_bits(expected) if packed else expected)
 
 
 @pytest.mark.parametrize("order", ["importance", "original"])
@@ -126,7 +130,7 @@ def test_slabs(device, order):
 @pytest.mark.parametrize("kind", ["bool", "packed"])
 def test_masks(device, kind):
     entries, mask = np.arange(PERIOD).astype(np.uint8), random_mask(PERIOD)
-    given = np.packbits(mask, bitorder="little") if kind == "packed" else mask
+    given = packed_bits(mask) if kind == "packed" else mask
     data = repeated(entries, PAST_32, device)
     ops.apply_masks_(data, repeated(given, PAST_32 // (8 if kind == "packed" else 1), device))
     assert_repeats(data, np.where(mask, entries, 0).astype(np.uint8))
@@ -148,5 +152,5 @@ def test_block_masks(device):
 def test_pack_and_unpack(device):
     mask = random_mask(PERIOD)
     packed = ops.pack_mask(repeated(mask, PAST_32, device))
-    assert_repeats_bits(packed, mask)
+    assert_repeats(packed, packed_bits(mask))
     assert_repeats(ops.unpack_mask(packed, (PAST_32,)), mask)

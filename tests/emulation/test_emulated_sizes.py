@@ -98,6 +98,52 @@ def test_topk_mask(emulation, last_blocks, packed, strict):
         assert_same(mask.read(bool, in_tile), expected)
 
 
+def test_update_and_topk_mask(emulation, last_blocks):
+    """The pass that updates scores as it ranks them: the k lowest are in the tail, as above."""
+    numel = PAST_32 // 8 * 8
+    in_tile = numel % 8192
+    tail = np.random.default_rng(0).permutation(in_tile).astype(np.float32) + 1
+    score, mask = Sparse(emulation, numel, 4), Sparse(emulation, numel, 1)
+    weight = Sparse(emulation, numel, 4).write(tail)
+    float32, metric = emulation.Dtype.float32, emulation.Metric
+    update = emulation.UpdateTensor(score.address, weight.address, 0, numel, *[float32] * 3)
+    rule = emulation.UpdateRule(metric.magnitude, emulation.Reduce.sum, 0.0, -1.0, 0, 0, False)
+    emulation.set_grid(-(-numel // (8 * 8192)))
+    emulation.set_small_grid(2)
+    last_blocks(3)
+    k = in_tile // 2
+    emulation.cuda.update_topk_mask(
+        [update], [select_tensor(emulation, score, mask, numel)], rule,
+        emulation.SelectRule(metric.stored, k, False, False),
+    )  # fmt: skip
+    assert_same(score.read(np.float32, in_tile), -tail)
+    assert_same(mask.read(bool, in_tile), oracle.keep_highest(-tail, in_tile - k))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_masks_of_one_value(emulation, last_blocks, packed):
+    numel = PAST_32 // 8 * 8
+    mask = Sparse(emulation, numel // 8 if packed else numel, 1)
+    dtypes = [emulation.Dtype.float32] * 2
+    tensor = emulation.SelectTensor(0, 0, 0, mask.address, numel, numel, *dtypes, packed)
+    last_blocks(2)
+    emulation.cuda.topk_mask([tensor], emulation.SelectRule(emulation.Metric.stored, 0, False, False))
+    assert_same(mask.read(np.uint8, TAIL), np.full(TAIL, 255 if packed else 1, np.uint8))
+
+
+def test_count_digits(emulation, last_blocks):
+    tail = values("normal", (TAIL,))
+    score = Sparse(emulation, PAST_32, 4).write(tail)
+    backend = Backend(emulation, "cuda")
+    prefix, counts = backend.array(np.int64([0]), "int64"), backend.undefined(2048, "int64")
+    tensor = emulation.SelectTensor(score.address, 0, 0, 0, PAST_32, PAST_32, *[emulation.Dtype.float32] * 2, False)
+    emulation.set_grid(-(-PAST_32 // 8192))
+    last_blocks(2)
+    emulation.cuda.count_digits([tensor], emulation.Metric.stored, prefix.address, 0, False, counts.address)
+    expected, zeros = (oracle.count_digits(oracle.key_bits(x), 0, 0) for x in (tail, np.zeros(1, np.float32)))
+    assert_same(counts.read()[zeros == 0], expected[zeros == 0])
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_apply_masks(emulation, last_blocks, packed):
     numel = PAST_32 // 8 * 8
