@@ -115,7 +115,8 @@ def expected_blocks(weight, grad, metric, block, reduce, grad_scale=None, skip_n
         v = np.where(np.isfinite(v), v, 0)
     total, absolute = oracle.reduce_blocks(v, block, "sum" if is_mask else reduce)
     size = v.size // max(total.size, 1)
-    error = (size + 1) * np.finfo(kind).eps * absolute * (reduce != "max" or is_mask)
+    is_exact = reduce == "max" and not is_mask
+    error = np.zeros_like(absolute) if is_exact else (size + 1) * np.finfo(kind).eps * absolute
     if skip_nonfinite and is_mask:
         error, total = (np.where(np.isfinite(total), x, 0) for x in (error, total))
     if metric == "mask_gradient":
