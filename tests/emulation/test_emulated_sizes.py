@@ -126,7 +126,7 @@ def test_masks_of_one_value(emulation, last_blocks, packed):
     mask = Sparse(emulation, numel // 8 if packed else numel, 1)
     dtypes = [emulation.Dtype.float32] * 2
     tensor = emulation.SelectTensor(0, 0, 0, mask.address, numel, numel, *dtypes, packed)
-    last_blocks(2)
+    last_blocks(4)
     emulation.cuda.topk_mask([tensor], emulation.SelectRule(emulation.Metric.stored, 0, False, False))
     assert_same(mask.read(np.uint8, TAIL), np.full(TAIL, 255 if packed else 1, np.uint8))
 
