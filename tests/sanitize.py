@@ -34,8 +34,8 @@ RUNS = {
     "kernels": Run(
         "address,undefined", "libasan.so", ("cmake", "ninja"),
         ("tests/emulation", "-k",
-         "3-blocks and not values and not dtypes3 and not dtypes4 or 3-threads or cpu_threads or emulated_sizes "
-         "or sanitizers"),
+         "3-blocks and not values and not dtypes3 and not dtypes4 or 3-threads or test_any or of_any or cpu_threads "
+         "or emulated_sizes or sanitizers"),
     ),
     # Not what compiles or traces, which is torch's own code, nor packages without the library, nor values: they are for
     # kernels.
@@ -46,7 +46,8 @@ RUNS = {
     ),
     "threads": Run(
         "thread", "libtsan.so", ("cmake", "ninja"),
-        ("tests/emulation", "-k", "3-threads and not values or cpu_threads or sanitizers"),
+        ("tests/emulation", "-k",
+         "3-threads and not values or (test_any or of_any) and cpu or cpu_threads or sanitizers"),
     ),
 }  # fmt: skip
 

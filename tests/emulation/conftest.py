@@ -84,10 +84,10 @@ def backend(emulation, request):
     return Backend(emulation, *BACKENDS[request.param])
 
 
-@pytest.fixture(scope="session", params=["cuda", "cpu"])
+@pytest.fixture(scope="session", params=["emulated", "cpu"])
 def any_backend(emulation, request):
-    """For hypothesis, which draws the rest."""
-    return Backend(emulation, request.param)
+    """For hypothesis, which draws the grid or the threads."""
+    return Backend(emulation, BACKENDS[request.param][0])
 
 
 @pytest.fixture(autouse=True)

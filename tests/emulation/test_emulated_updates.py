@@ -14,10 +14,12 @@ SIZES = (0, 1, 7, 8, 9, 255, 256, 257, 2047, 2049, 8191, 8192, 8193, 24_577)
 
 
 def check_update(backend, entries, *, metric="snip", alpha=0.9, offset=0, **how):
-    """``entries`` are (score, weight, grad, dtypes); where alpha is 0 the scores are left undefined."""
+    """``entries`` are (score, weight, grad, dtypes); scores that are neither read nor left are undefined before."""
     device, expected = [], []
     for score, weight, grad, dtypes in entries:
-        place = backend.array(score, dtypes[0], offset) if alpha else backend.undefined(score.shape, dtypes[0], offset)
+        place = backend.undefined(score.shape, dtypes[0], offset)
+        if alpha or how.get("found_inf"):
+            place.write(score)
         w = backend.array(weight, dtypes[1], offset) if metric in READS_WEIGHT else None
         g = backend.array(grad, dtypes[2], offset) if metric in READS_GRAD else None
         device.append((place, w, g))
@@ -100,6 +102,8 @@ def test_any_lists(any_backend, data, sizes, metric):
 
 # --- blocks -----------------------------------------------------------------------------------------
 
+#: How far, relative to a value, the nearest one of a dtype may be.
+ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 BLOCK_METRICS = (*METRICS, "stored", "mask_sum", "mask_gradient", "mask_fisher")
 
 
@@ -135,7 +139,7 @@ def check_blocks(
     score = values("normal", grid, dtypes[0], 5)
     with np.errstate(all="ignore"):
         v, error = expected_blocks(weight, grad, metric, block, reduce, **how)
-    place = backend.array(score, dtypes[0]) if alpha else backend.undefined(grid, dtypes[0])
+    place = backend.array(score, dtypes[0]) if alpha or found_inf else backend.undefined(grid, dtypes[0])
     w = Laid(backend, weight, dtypes[1], layout) if metric in READS_WEIGHT else None
     g = Laid(backend, grad, dtypes[2], layout) if metric in READS_GRAD else None
     how |= {"metric": metric, "reduce": reduce, "alpha": alpha, "found_inf": found_inf}
@@ -146,10 +150,10 @@ def check_blocks(
     old = float(kind(alpha)) * score if alpha else np.zeros(grid)
     # The product and the sum of the update round too, and so does the score's dtype.
     error = error + 2 * np.finfo(kind).eps * (np.abs(old) + np.abs(v) + error)
-    error = error + {"bfloat16": 2.0**-8, "float16": 2.0**-11}.get(dtypes[0], 0) * (np.abs(old + v) + error)
+    error = error + ROUNDING[dtypes[0]] * (np.abs(old + v) + error)
     found, new = place.read(), old + v
     finite = np.isfinite(new)
-    assert (np.abs(found - new)[finite] <= (error + 1e-38)[finite]).all()
+    assert (np.abs(found[finite] - new[finite]) <= error[finite] + 1e-38).all()
     np.testing.assert_array_equal(found[~finite], new[~finite])
 
 
