@@ -3,7 +3,7 @@
 from . import ops
 from ._native import backend_info
 from ._version import __version__
-from .calibration import calibrate
+from .calibration import calibrate, wanda
 from .criteria import CRITERIA, PruningCriterion, criterion_from_metric, get_criterion, register_criterion
 from .gradient_sensitivity import GradientSensitivityPruner
 from .mask_files import load_masks, save_masks
@@ -33,4 +33,5 @@ __all__ = [
     "register_criterion",
     "save_masks",
     "select_masks",
+    "wanda",
 ]
