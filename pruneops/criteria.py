@@ -90,6 +90,8 @@ class PruningCriterion:
             - ``criterion_reduce_type``: how a block's score comes from its entries, ``mean`` (default), ``sum`` or
               ``max``.
             - ``alpha``, ``beta``: of the criteria with momentum.
+            - ``collect_grads``: whether ``retrain_free`` keeps the gradients of each step (default), for a
+              rearrangement of its masks as Neural Compressor's; a :class:`pruneops.Pruner` never keeps them.
             - ``end_step``: last pruning step; a criterion that reads gradients needs it above 0 where it is given.
         framework: ``pytorch``.
 
@@ -157,17 +159,24 @@ class PruningCriterion:
             ValueError: a gradient that is read is missing; nothing is written.
         """
         keys = list(self.modules if keys is None else keys)
-        grads = None if metric == "magnitude" else {key: self.gradient(key) for key in keys}
-        weights = {key: self.weight(key).detach() for key in keys}
-        scores = dict(zip(keys, self._storage(keys), strict=True))
+        self._update(dict(zip(keys, self._storage(keys), strict=True)), metric, alpha, beta)
+
+    def _update(self, scores: dict[str, Tensor], metric: str, alpha: float, beta: float) -> None:
+        """:meth:`update_scores` of these scores, wherever they are kept."""
+        if not scores:
+            return
+        grads = None if metric == "magnitude" else {key: self.gradient(key) for key in scores}
+        weights = {key: self.weight(key).detach() for key in scores}
         how: dict[str, Any] = {"metric": metric, "alpha": alpha, "beta": beta, "grad_scale": self.grad_scale,
                                "found_inf": self.found_inf}  # fmt: skip
         if not (self.block_scores and self.pattern.block):
-            ops.update_scores_(list(scores.values()), list(weights.values()), _listed(grads, keys), **how)
+            ops.update_scores_(list(scores.values()), list(weights.values()), _listed(grads, scores), **how)
             return
-        for turned in (False, True):
+        by_layout: dict[bool, list[str]] = {}
+        for key in scores:
+            by_layout.setdefault(stores_in_by_out(self.modules[key]), []).append(key)
+        for turned, chosen in by_layout.items():
             # A weight stored in x out is read as it lies, by blocks that are turned over too.
-            chosen = [key for key in keys if stores_in_by_out(self.modules[key]) == turned]
             ops.update_block_scores_(
                 [scores[key].t() if turned else scores[key] for key in chosen],
                 [weights[key] for key in chosen],
@@ -415,6 +424,8 @@ class BlockMaskCriterion(MomentumCriterion):
 
     def update_from(self, grads: Mapping[str, Tensor], metric: str) -> None:
         """Update the scores from gradients of block masks in one call; ``metric`` is ``gradient`` or ``fisher``."""
+        if not grads:
+            return
         ops.update_scores_(
             self._storage(grads), None, list(grads.values()), metric=metric, alpha=self.alpha, beta=self.beta,
             grad_scale=self.grad_scale, found_inf=self.found_inf,
@@ -447,7 +458,8 @@ class RetrainFreeCriterion(BlockMaskCriterion):
     Modules with a block mask that carries a gradient are frozen, all but the mask.
 
     Attributes:
-        collected_grads: name -> gradients of the block mask, one per step, on the CPU; in the score's dtype.
+        collected_grads: name -> gradients of the block mask, one per step, on the CPU; in the score's dtype. None are
+            collected where the config's ``collect_grads`` is false.
     """
 
     default_alpha = 1.0
@@ -461,36 +473,45 @@ class RetrainFreeCriterion(BlockMaskCriterion):
         beta: float | None = None,
     ) -> None:
         super().__init__(modules, config, framework, alpha, beta)
+        self.collects_grads = bool(_setting(config, "collect_grads", True))
         self.collected_grads: dict[str, list[Tensor]] = {key: [] for key in modules}
         for key in modules:
             if self.block_mask(key) is not None:
                 self._freeze(key)
 
     def on_before_optimizer_step(self) -> None:
-        if self.found_inf is not None and self.found_inf.item():
-            return
-        masked = self.mask_gradients()
-        grads = {key: masked[key] if key in masked else self._block_sums(key) for key in self.modules}
+        grads = self.mask_gradients()
+        unmasked = [key for key in self.modules if key not in grads]
+        self.update_scores("mask_fisher", self.alpha, self.beta, unmasked)
         self.update_from(grads, "fisher")
-        for key, grad in grads.items():
-            grad = grad.detach() if self.grad_scale is None else grad.detach() / self.grad_scale
-            self.collected_grads[key].append(grad.to("cpu", self.scores[key].dtype, copy=True))
+        if self.collects_grads:
+            self._collect(grads, unmasked)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scores and, as ``collected_grads``, the gradients so far."""
+        """The scores and, as ``collected_grads`` where they are collected, the gradients so far."""
+        if not self.collects_grads:
+            return super().state_dict()
         return super().state_dict() | {"collected_grads": {key: list(x) for key, x in self.collected_grads.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if not self.collects_grads:
+            super().load_state_dict(state)
+            return
         collected = state["collected_grads"]
         self._check_names("collected_grads", collected)
         super().load_state_dict(state)
         self.collected_grads = {key: [grad.clone() for grad in grads] for key, grads in collected.items()}
 
-    def _block_sums(self, key: str) -> Tensor:
-        """The signed block sums of w*g: the gradient that a block mask would have."""
-        weight, grad = (self._seen(key, x) for x in (self.weight(key).detach(), self.gradient(key)))
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        return ops.block_reduce(weight.to(wide) * grad, self.pattern.block or (1, 1), "sum")
+    def _collect(self, masked: dict[str, Tensor], unmasked: list[str]) -> None:
+        """Keep this step's gradients; without a block mask they are the signed block sums of w*g."""
+        if self.found_inf is not None and self.found_inf.item():
+            return
+        sums = {key: torch.empty_like(self.scores[key]) for key in unmasked}
+        self._update(sums, "mask_sum", 0.0, 1.0)
+        scale = 1 if self.grad_scale is None else self.grad_scale
+        found = {key: grad.detach() / scale for key, grad in masked.items()} | sums
+        for key in self.modules:
+            self.collected_grads[key].append(found[key].to("cpu", self.scores[key].dtype))
 
     def _freeze(self, key: str) -> None:
         module, mask = self.modules[key], self.block_mask(key)

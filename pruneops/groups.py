@@ -54,6 +54,7 @@ class LayerGroup:
             "pattern": self.pattern.spec,
             "block_scores": self.pattern.block is not None,
             "end_step": self.schedule.end_step,
+            "collect_grads": False,
         }
         self.criterion = get_criterion(config, modules)
         self.regrow = regrow
@@ -101,9 +102,11 @@ class LayerGroup:
             kept = nm[0] if target >= self.schedule.sparsity else nm[1] - int(target * nm[1])
             masks = select_masks(weights, sparsity=None, pattern=f"{kept}:{nm[1]}", scores=scores)
         else:
+            # Where all masks exist together they are selected as bits.
             masks = select_masks(weights, sparsity=target, pattern=self.pattern, scope=rule.scope, scores=scores,
-                                 min_sparsity=self._lowest_shares(target), max_sparsity=rule.max_sparsity)  # fmt: skip
-        self.set_masks({name: ops.pack_mask(mask) for name, mask in masks.items()}, target)
+                                 min_sparsity=self._lowest_shares(target), max_sparsity=rule.max_sparsity,
+                                 packed=rule.scope == "global")  # fmt: skip
+        self.set_masks({name: x if x.dtype == torch.uint8 else ops.pack_mask(x) for name, x in masks.items()}, target)
 
     def set_masks(self, masks: dict[str, Tensor], reached: float | None) -> None:
         """Take these packed unit masks into use."""
@@ -133,10 +136,7 @@ class LayerGroup:
         state: dict[str, Tensor] = {}
         for section, entries in self._sections().items():
             for name, value in entries.items():
-                if not isinstance(value, list):
-                    state[f"{section}.{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
-                elif value:
-                    state[f"{section}.{name}"] = torch.stack(value)
+                state[f"{section}.{name}"] = value.detach().clone(memory_format=torch.contiguous_format)
         return state
 
     def read_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Any], set[str]]:
@@ -151,9 +151,6 @@ class LayerGroup:
         for section, own in self._sections().items():
             found = {name: state[f"{section}.{name}"] for name in names if f"{section}.{name}" in state}
             keys.update(f"{section}.{name}" for name in found)
-            if any(isinstance(value, list) for value in own.values()):
-                sections[section] = {name: list(found[name].unbind()) if name in found else [] for name in names}
-                continue
             if found or (own and section != "masks"):
                 for name in names:
                     _check_entry(f"{section}.{name}", found.get(name), self._shape(section, name))

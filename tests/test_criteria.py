@@ -229,6 +229,54 @@ def test_retrain_free_collects_and_freezes(modules):
     assert all(grad.device.type == "cpu" for grad in criterion.collected_grads["fc"])
 
 
+@pytest.mark.parametrize("name", BLOCK)
+def test_scores_need_no_gradients_collected(name, modules):
+    """They are those of a criterion that collects; nothing else is kept, nor saved."""
+    del modules["tensor"]
+    modules = with_block_masks(modules)
+    collecting, other = (get_criterion({"criterion_type": name, "collect_grads": x}, modules) for x in (True, False))
+    for seed in range(2):
+        train_step(modules, seed)
+        modules["fc"].block_mask.grad = torch.ones_like(modules["fc"].block_mask)
+        step(collecting)
+        step(other)
+    assert all(torch.equal(score, other.scores[key]) for key, score in collecting.scores.items())
+    assert other.state_dict().keys() == {"scores"}
+    assert not any(getattr(other, "collected_grads", {}).values())
+    resumed = get_criterion({"criterion_type": name, "collect_grads": False}, modules)
+    resumed.load_state_dict(other.state_dict())
+    assert all(torch.equal(score, resumed.scores[key]) for key, score in other.scores.items())
+
+
+def test_an_overflow_collects_nothing(modules):
+    del modules["tensor"]
+    criterion = get_criterion({"criterion_type": "retrain_free"}, modules)
+    train_step(modules, 0)
+    criterion.grad_scale, criterion.found_inf = torch.tensor(8.0), torch.tensor(1.0)
+    step(criterion)
+    assert not any(criterion.collected_grads.values())
+    assert not any(score.any() for score in criterion.scores.values())
+    criterion.found_inf = torch.tensor(0.0)
+    step(criterion)
+    for key, (collected,) in criterion.collected_grads.items():
+        torch.testing.assert_close(criterion.scores[key], collected.square())
+    plain = get_criterion({"criterion_type": "retrain_free"}, modules)
+    step(plain)
+    for key, (collected,) in plain.collected_grads.items():
+        assert torch.equal(criterion.collected_grads[key][0], collected / 8)
+
+
+def test_block_masks_alone_need_no_blocks_of_weights():
+    """All modules have masks of their own shapes: the pattern is not read."""
+    for name in BLOCK:
+        module = nn.Linear(4, 4)
+        module.block_mask = nn.Parameter(torch.ones(3, 5))
+        criterion = get_criterion({"criterion_type": name, "pattern": "1x1"}, {"fc": module})
+        module.block_mask.grad = torch.full((3, 5), -2.0)
+        step(criterion)
+        assert torch.equal(criterion.scores["fc"], torch.full((3, 5), 4.0 if name == "retrain_free" else 2.0))
+
+
 def test_the_block_mask_gradient_is_the_block_sum_of_w_times_g():
     """Through autograd: a mask that multiplies the weight has the gradient that the criterion computes without it."""
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from training import ENTRIES, Model, blocks_of, loss_of, sgd, train, weights
+from training import ENTRIES, Conv1D, Model, blocks_of, loss_of, sgd, train, weights
 
 from pruneops.pruner import Pruner
 
@@ -54,22 +54,42 @@ def test_detach_warns_when_the_schedule_has_not_ended():
     assert report.sparsity == 0.25
 
 
-@pytest.mark.parametrize("pattern", ["1x1", "4x1"])
-def test_a_step_without_a_selection_is_two_calls_for_all_layers(pattern):
-    class Calls(TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            names.extend([function.name()] if function.namespace == "pruneops" else [])
-            return function(*args, **(kwargs or {}))
+class Calls(TorchDispatchMode):
+    """The names of the operators that run, ours without their namespace."""
 
-    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)))
-    pruner = Pruner(model, pattern=pattern, sparsity=0.5, schedule="one_shot", end_step=1)
+    def __init__(self):
+        super().__init__()
+        self.ours, self.others = [], set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        namespace, _, name = function.name().partition("::")
+        if namespace == "pruneops":
+            self.ours.append(name)
+        else:
+            self.others.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, Conv1D])
+@pytest.mark.parametrize(
+    ("criterion", "pattern"),
+    [
+        ("snip_momentum", "1x1"), ("snip_momentum", "2:4"), ("snip_momentum", "4x1"), ("snip_momentum_block", "4x1"),
+        ("retrain_free", "4x1"),
+    ],
+)  # fmt: skip
+def test_a_step_without_a_selection_is_two_calls_for_all_layers(criterion, pattern, layer):
+    """And it asks the device for no number."""
+    model = nn.Sequential(*(layer(8, 8) for _ in range(5)))
+    settings = {"sparsity": None if pattern == "2:4" else 0.5, "schedule": "one_shot", "end_step": 1}
+    pruner = Pruner(model, criterion=criterion, pattern=pattern, **settings)
     model(torch.randn(3, 8)).square().sum().backward()
     for _ in range(2):
-        names: list[str] = []
-        with Calls():
+        with Calls() as calls:
             pruner.on_before_optimizer_step()
             pruner.on_after_optimizer_step()
-    assert names == [f"pruneops::update_{'block_' if pattern == '4x1' else ''}scores_", "pruneops::apply_masks_"]
+    assert calls.ours == [f"update_{'block_' if pattern == '4x1' else ''}scores_", "apply_masks_"]
+    assert not calls.others & {"_local_scalar_dense", "item", "_to_copy", "cat"}
 
 
 def test_masks_are_packed_and_block_scores_are_small():
