@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from calls import TO_HOST, Calls
 from sensitivity_models import HEADS, SIZE, Encoder, backward, head_config, neuron_config, tiny_transformers
 from torch import nn
 
@@ -82,6 +83,30 @@ def test_importance_grows_by_the_absolute_value_of_each_step():
         single.on_step_end()
         total = total + single.importance[QUERY]
     torch.testing.assert_close(pruner.importance[QUERY], total)
+
+
+@pytest.mark.parametrize(
+    ("config", "masked", "expected"),
+    [
+        (head_config(), True, ["update_scores_"]),
+        (head_config(), False, ["update_block_scores_"]),
+        (neuron_config(importance_inputs=["layer.*.fc1.weight"]), False, ["update_block_scores_"]),
+        (neuron_config(), False, ["update_block_scores_", "update_scores_"]),  # row sums, and bias added
+        ({"names": ["layer.*.fc1.weight", "layer.*.fc2.weight"]}, False, ["update_scores_"]),
+    ],
+    ids=["head mask", "heads", "neurons", "neurons with bias", "weights"],
+)
+def test_a_step_is_one_update_for_all_layers_and_stays_on_the_device(config, masked, expected):
+    model = Encoder(layers=5)
+    pruner = GradientSensitivityPruner(model, config)
+    pruner.on_epoch_begin(0)
+    backward(model, torch.ones(5, HEADS, requires_grad=True) if masked else None)
+    pruner.on_step_end()  # the first step makes the storage
+    with Calls() as calls:
+        pruner.on_step_begin(1)
+        pruner.on_step_end()
+    assert [name for name in calls.ours if name != "apply_masks_"] == expected
+    assert not calls.others & TO_HOST
 
 
 def test_neurons_are_weighed_by_the_signed_sum_over_weight_and_bias():
