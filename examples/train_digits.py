@@ -19,13 +19,14 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import baselines  # noqa: F401  registers the random criterion
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from pruneops import CRITERIA, PruningCriterion, parse_pattern, register_criterion
+from pruneops import CRITERIA, parse_pattern
 from pruneops.pruner import Pruner
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
@@ -65,16 +66,6 @@ class VisionTransformer(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         patches = images.view(-1, 4, 2, 4, 2).transpose(2, 3).reshape(-1, 16, 4)
         return self.head(self.norm(self.blocks(self.patches(patches) + self.places).mean(1)))
-
-
-@register_criterion("random")
-class RandomCriterion(PruningCriterion):
-    """The baseline: each weight has a random score for the whole run."""
-
-    def on_step_begin(self) -> None:
-        if not self.scores:
-            for score in self._storage(self.modules):
-                score.uniform_()
 
 
 def load_data(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

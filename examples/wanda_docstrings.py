@@ -1,29 +1,28 @@
-"""Prune a small OPT in one shot, by magnitude and by Wanda, and compare perplexities.
+"""Prune small OPT models in one shot to half of their weights: at random, by magnitude and by Wanda.
 
     python examples/wanda_docstrings.py
 
-The text is real and at hand: the documentation strings of Python's standard library, as bytes. The model is trained
-on the spot, until some inputs stand out from others: before that, magnitude is as good. A tenth of the text is held
-out. Writes a table to out/wanda.md. Needs `pip install 'pruneops[examples]'`.
+The text is real and at hand: the documentation strings of Python's standard library, as bytes; a tenth of it is held
+out. Each seed trains a model of its own on the spot, until some inputs stand out from others: before that, magnitude
+is as good. Writes a table of perplexities to out/wanda_docstrings.md. Needs `pip install 'pruneops[examples]'`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import math
+import os
 import sys
 import sysconfig
 import time
 from pathlib import Path
 
 import torch
+from baselines import CHOICES, pruned, table
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
-import pruneops
-from pruneops.calibration import wanda
 from pruneops.scoring import sample_tokens
 
 CONTEXT, WIDTH, PEAK = 64, 64, 4e-3
@@ -68,47 +67,36 @@ def perplexity(model: nn.Module, tokens: Tensor) -> float:
     return math.exp(float(sum(losses)) / len(windows))
 
 
-def pruned(dense: nn.Module, how: str, pattern: str, calibration: Tensor) -> nn.Module:
-    """A copy with half of its weights, chosen in one shot."""
-    model = copy.deepcopy(dense)
-    criterion, _, scope = how.partition(" ")
-    if criterion == "wanda":
-        wanda(model, calibration.split(16), 0.5, pattern=pattern)
-    else:
-        pruneops.prune(model, 0.5, pattern=pattern, scope=scope or None)
-    return model
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500, help="of training (default: 2500)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    args = parser.parse_args()
-    start = time.perf_counter()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(1)  # The model is too small for threads.
-    tokens = torch.frombuffer(bytearray(docstrings()), dtype=torch.uint8).long()
+def measure(tokens: Tensor, steps: int, seed: int) -> list[float]:
+    """Perplexities of a newly trained model: dense, then those of each choice."""
+    torch.manual_seed(seed)
     learned, held_out = tokens[: -len(tokens) // 10], tokens[-len(tokens) // 10 :]
     config = OPTConfig(vocab_size=256, hidden_size=WIDTH, ffn_dim=4 * WIDTH, num_hidden_layers=4, num_attention_heads=4,
                        max_position_embeddings=CONTEXT, word_embed_proj_dim=WIDTH, dropout=0.0, pad_token_id=0,
                        bos_token_id=0, eos_token_id=0)  # fmt: skip
     model = OPTForCausalLM(config)
-    print(f"{len(tokens):,} bytes of documentation; {sum(p.numel() for p in model.parameters()):,} parameters")
-    train(model, learned, args.steps, args.seed)
-    calibration = sample_tokens(learned, 128, CONTEXT, seed=args.seed)
-    lines = [
-        f"Perplexity per byte on held-out text; dense: {perplexity(model, held_out):.3f}.", "",
-        "| pruned | criterion | perplexity |", "|---|---|---:|",
-    ]  # fmt: skip
-    for pattern, criteria in (("1x1", ("magnitude global", "magnitude local", "magnitude row", "wanda")),
-                              ("2:4", ("magnitude", "wanda"))):  # fmt: skip
-        for how in criteria:
-            found = perplexity(pruned(model, how, pattern, calibration), held_out)
-            lines.append(f"| {'50 %' if pattern == '1x1' else pattern} | {how} | {found:.3f} |")
+    print(f"seed {seed}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    train(model, learned, steps, seed)
+    batches = sample_tokens(learned, 128, CONTEXT, seed=seed).split(16)
+    return [perplexity(x, held_out) for x in (model, *(pruned(model, choice, batches) for choice in CHOICES))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2500, help="of training (default: 2500)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    args = parser.parse_args()
+    start = time.perf_counter()
+    torch.set_num_threads(1)  # The model is too small for threads.
+    tokens = torch.frombuffer(bytearray(docstrings()), dtype=torch.uint8).long()
+    print(f"{len(tokens):,} bytes of documentation")
+    dense, *found = zip(*(measure(tokens, args.steps, seed) for seed in range(args.seeds)), strict=True)
+    text = table(dense, dict(zip(CHOICES, found, strict=True)))
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "wanda.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines), f"\n{time.perf_counter() - start:.0f} s")
+    (args.out / "wanda_docstrings.md").write_text(text + "\n")
+    print(f"{text}\n\nperplexity per byte of held-out text; {time.perf_counter() - start:.0f} s, "
+          f"{os.times().user:.0f} s of the processor")  # fmt: skip
 
 
 if __name__ == "__main__":
