@@ -69,7 +69,7 @@ def measure(dense: nn.Module, tokens: Tensor, windows: int, seeds: int) -> tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--windows", type=int, default=16, help=f"of {LENGTH} tokens, to calibrate and to measure with")
+    parser.add_argument("--windows", type=int, default=8, help=f"of {LENGTH} tokens, to calibrate and to measure with")
     parser.add_argument("--out", type=Path, default=Path("out"))
     args = parser.parse_args()
     start = time.perf_counter()
