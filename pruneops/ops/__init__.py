@@ -1,7 +1,8 @@
 """The functional API: fused scoring, exact selection and masks.
 
 Every function takes one tensor, or a sequence of tensors where its argument has a plural name; a sequence is
-one call into the library, not a loop. All tensors of a call are on one device. Masks are ``torch.bool``, True = keep.
+one call into the library, not a loop. All tensors of a call are on one device, and none that is written shares memory
+with another: what is written twice is undefined, as in ``torch._foreach_*``. Masks are ``torch.bool``, True = keep.
 
 Order of scores: higher is kept; NaN ranks below -inf; -0.0 equals +0.0; among equals the earlier one (earlier
 tensor in the list, then lower row-major index) is kept first. So every selection has exactly one right answer.

@@ -50,6 +50,16 @@ def test_first_entry_is_the_lowest_bit(device):
     assert array(ops.pack_mask(torch.tensor([True] + [False] * 8 + [True], device=device))).tolist() == [1, 2]
 
 
+def test_any_byte_but_0_keeps(device):
+    # torch.bool can hold other bytes than 0 and 1.
+    values = np.arange(600).astype(np.uint8)
+    mask = tensor(values, device=device).view(torch.bool)
+    assert_same(ops.pack_mask(mask), np.packbits(values != 0, bitorder="little"))
+    assert_same(ops.apply_masks_(torch.ones(600, device=device), mask), (values != 0).astype(np.float32))
+    expanded = ops.expand_block_mask(mask.view(20, 30), (2, 1), (40, 30)).view(torch.uint8)
+    assert_same(expanded, (values.reshape(20, 30) != 0).repeat(2, 0).astype(np.uint8))
+
+
 def test_unused_bits_are_ignored(device):
     mask = ops.unpack_mask(torch.tensor([0b11111010], dtype=torch.uint8, device=device), (3,))
     assert array(mask).tolist() == [False, True, False]

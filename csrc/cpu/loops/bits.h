@@ -17,9 +17,12 @@ PRUNEOPS_HD uint64_t spread_bits(uint8_t bits) {
   return ((isolated + 0x7f7f7f7f7f7f7f7fu) >> 7) & 0x0101010101010101u;
 }
 
-// The inverse: the product moves byte i, times 2^(56 - 7 i), to bit 56 + i.
+// The inverse, of bytes that are 0 or not: adding 0x7f to the low bits of a byte carries into its top bit
+// unless they are 0. Then the product moves byte i, times 2^(56 - 7 i), to bit 56 + i.
 PRUNEOPS_HD uint8_t gather_bits(uint64_t bytes) {
-  return static_cast<uint8_t>((bytes * 0x0102040810204080u) >> 56);
+  constexpr uint64_t low = 0x7f7f7f7f7f7f7f7fu;
+  const uint64_t ones = (((bytes & low) + low) | bytes) >> 7 & 0x0101010101010101u;
+  return static_cast<uint8_t>((ones * 0x0102040810204080u) >> 56);
 }
 
 // Bits [begin, begin + n) as bytes; begin is a multiple of 8.
@@ -41,7 +44,7 @@ void unpack_bits(const uint8_t* packed, int64_t begin, int64_t n, uint8_t* bytes
   for (i = whole * 8; i < n; ++i) bytes[i] = (source[whole] >> (i - whole * 8)) & 1;
 }
 
-// n bytes of 0 or 1 as bits; the unused bits of the last byte are 0.
+// Which of n bytes are not 0, as bits; the unused bits of the last byte are 0.
 void pack_bits(const uint8_t* bytes, int64_t n, uint8_t* packed) {
   const int64_t whole = n / 8;
   int64_t i = 0;
@@ -58,7 +61,7 @@ void pack_bits(const uint8_t* bytes, int64_t n, uint8_t* packed) {
     packed[i] = gather_bits(eight);
   }
   if (n % 8 != 0) packed[whole] = 0;
-  for (i = whole * 8; i < n; ++i) packed[whole] |= static_cast<uint8_t>(bytes[i] << (i - whole * 8));
+  for (i = whole * 8; i < n; ++i) packed[whole] |= static_cast<uint8_t>((bytes[i] != 0) << (i - whole * 8));
 }
 
 }  // namespace

@@ -108,8 +108,8 @@ void expand_block_mask(const BlockMaskTensor& t, const Pool& pool) {
   parallel(pool, block_row_tasks(t), [&](int64_t begin, int64_t end) {
     for_block_rows(t, begin, end, [&](int64_t row, int64_t col, int64_t n, const uint8_t* keep) {
       bool* target = static_cast<bool*>(t.data) + t.matrix.offset(t.strides, row, col);
-      if (t.strides.inner == 1) {
-        memcpy(target, keep, static_cast<size_t>(n));
+      if (t.strides.inner == 1) {  // a loop of its own, which is one of vectors
+        for (int64_t i = 0; i < n; ++i) target[i] = keep[i] != 0;
         return;
       }
       for (int64_t i = 0; i < n; ++i) target[i * t.strides.inner] = keep[i] != 0;
