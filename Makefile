@@ -19,7 +19,7 @@ INC_TESTS := tests/integrations/test_neural_compressor.py \
 OTHER_INC := 2.2.1 2.3.2 3.7.1
 OTHER_TORCH_PRUNING := 1.4.0 1.5.2
 
-.PHONY: demo test test-versions lint pytest sanitize bench kernels mutate examples clean
+.PHONY: demo test test-versions lint pytest sanitize fuzz bench kernels mutate examples clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
@@ -53,6 +53,10 @@ lint: $(VENV)/.dev
 # The tests of kernels and operators under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer.
 sanitize: $(VENV)/.dev
 	$(BIN)/python tests/sanitize.py
+
+# 100,000 random calls of the operators against the oracle, of a new seed each time.
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz.py
 
 bench: $(VENV)/.dev $(INC)/.installed
 	PYTHON=$(BIN)/python PYTHONPATH=$(INC) bench/run.sh

@@ -7,7 +7,6 @@ import torch
 from hypothesis import Phase, settings
 
 settings.register_profile("default", max_examples=50, deadline=None, derandomize=True)
-settings.register_profile("nightly", max_examples=5000, deadline=None)
 settings.register_profile("sanitize", max_examples=10, deadline=None, derandomize=True)
 settings.register_profile("no_shrinking", settings.get_profile("default"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))

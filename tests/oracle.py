@@ -18,7 +18,15 @@ def round_to(values, dtype):
         if dtype == "float16":
             return np.asarray(values).astype(np.float16).astype(np.float32)
         single = np.array(values, np.float32)
-    return _round_to_bfloat16(single) if dtype == "bfloat16" else single
+    return _round_to_bfloat16(_to_odd(single, values)) if dtype == "bfloat16" else single
+
+
+def _to_odd(single, exact):
+    """Where ``single`` is not exact, that neighbour of the exact value whose last bit is 1: no second rounding errs."""
+    even = (single.view(np.uint32) & np.uint32(1)) == 0
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        neighbour = np.nextafter(single, np.where(exact > single, np.float32(np.inf), np.float32(-np.inf)))
+        return np.where(even & (single != exact), neighbour, single)
 
 
 def _round_to_bfloat16(single):
