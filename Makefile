@@ -19,7 +19,7 @@ INC_TESTS := tests/integrations/test_neural_compressor.py \
 OTHER_INC := 2.2.1 2.3.2 3.7.1
 OTHER_TORCH_PRUNING := 1.4.0 1.5.2
 
-.PHONY: demo test test-versions lint pytest sanitize fuzz bench kernels mutate examples clean
+.PHONY: demo test test-versions lint pytest sanitize fuzz bench bench-checkpoint kernels mutate examples clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/prune_minilm.py --output out
@@ -60,6 +60,10 @@ fuzz: $(VENV)/.dev
 
 bench: $(VENV)/.dev $(INC)/.installed
 	PYTHON=$(BIN)/python PYTHONPATH=$(INC) bench/run.sh
+
+# The command line on a checkpoint of 8 GB, made in build/, which needs 24 GB of disk for a while.
+bench-checkpoint: $(VENV)/.dev
+	$(BIN)/python -m bench.checkpoint --gigabytes 8
 
 # Registers, shared memory, spills and width of accesses of every CUDA kernel; needs nvcc.
 kernels: $(VENV)/.dev
