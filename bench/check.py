@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -28,11 +29,10 @@ BLOCKS = ((4, 1), (1, 4), (2, 2), (16, 16), (-1, 1), (1, -1))
 @contextmanager
 def reference() -> Iterator[None]:
     """Let the functional API call the reference."""
-    native, ops._OPS = ops._OPS, _library  # type: ignore[assignment]
-    try:
+    with ExitStack() as stack:
+        for module in (ops.gather, ops.masks, ops.select, ops.update):
+            stack.enter_context(patch.object(module, "OPS", _library))
         yield
-    finally:
-        ops._OPS = native
 
 
 def values(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
