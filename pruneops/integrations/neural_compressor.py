@@ -132,23 +132,29 @@ class _Criterion(PruningCriterion):
         self, metric: str, alpha: float = 0.0, beta: float = 1.0, keys: Iterable[str] | None = None
     ) -> None:
         keys = list(self.modules if keys is None else keys)
-        self._storage(keys)  # In the order of the modules, in which Neural Compressor applies its bounds.
         groups: dict[tuple[int, int] | None, list[str]] = {}
-        for key in keys:
-            groups.setdefault(self._block(key), []).append(key)
+        for key in keys:  # In the order of the modules, in which Neural Compressor applies its bounds.
             if alpha != 0 and key in self._blocks:
                 self._held[key] = False  # With momentum, a layer at its bound is selected anew each time.
+            if key not in self.scores or self.scores[key].shape != self._score_shape(key):
+                self.scores[key] = self._new_score(key)
+            groups.setdefault(self._block(key), []).append(key)
         for block, group in groups.items():
             self.block_scores, self.pattern = block is not None, Pattern("", block=block)
             super().update_scores(metric, alpha, beta, group)
 
     def _block(self, key: str) -> tuple[int, int] | None:
-        block = self._blocks.get(key)
+        block = self._reduced(key)
         by_entry = block == (1, 1) and self.weight(key).dim() == 2 and not type(self).block_scores
         return None if by_entry else block
 
+    def _reduced(self, key: str) -> tuple[int, int] | None:
+        """The block of each score; none where a progressive pruner keeps a layer's mask, as it reads entries there."""
+        by_entry = self.config.get("progressive") and self._held.get(key) and not type(self).block_scores
+        return None if by_entry else self._blocks.get(key)
+
     def _score_shape(self, key: str) -> torch.Size:
-        block, shape = self._blocks.get(key), self.weight(key).shape
+        block, shape = self._reduced(key), self.weight(key).shape
         return torch.Size(block_grid(block, shape)) if block else shape
 
     def _seen(self, key: str, x: Tensor) -> Tensor:
