@@ -61,7 +61,7 @@ fuzz: $(VENV)/.dev
 bench: $(VENV)/.dev $(INC)/.installed
 	PYTHON=$(BIN)/python PYTHONPATH=$(INC) bench/run.sh
 
-# The command line on a checkpoint of 8 GB, made in build/, which needs 24 GB of disk for a while.
+# The command line on a checkpoint of 8 GB, made in build/, which needs 17 GB of disk for a while.
 bench-checkpoint: $(VENV)/.dev
 	$(BIN)/python -m bench.checkpoint --gigabytes 8
 

@@ -1,6 +1,6 @@
 """``pruneops prune`` on a synthetic sharded float32 checkpoint: time, memory, and every weight checked with NumPy.
 
-``python -m bench.checkpoint --gigabytes 8`` makes the checkpoint in a temporary folder, which needs three times its
+``python -m bench.checkpoint --gigabytes 8`` makes the checkpoint in a temporary folder, which needs twice its
 size, reads and writes its files plainly, prunes it with one selection over all tensors, and holds the result against
 the source. Files are read cold: their pages are dropped from the page cache before each run; written ones are synced.
 """
