@@ -30,7 +30,8 @@ cudaError_t expand_block_mask(const BlockMaskTensor& tensor, cudaStream_t stream
 }
 
 cudaError_t pack_mask(const bool* mask, uint8_t* packed, int64_t numel, cudaStream_t stream) {
-  return launch(pack_mask_kernel, byte_blocks(numel), stream, mask, packed, numel);
+  return launch(pack_mask_kernel, byte_blocks(numel), stream, reinterpret_cast<const uint8_t*>(mask), packed,
+                numel);
 }
 
 cudaError_t unpack_mask(const uint8_t* packed, bool* mask, int64_t numel, cudaStream_t stream) {

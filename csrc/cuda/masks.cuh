@@ -51,8 +51,7 @@ __global__ void __launch_bounds__(kThreads)
     apply_masks_kernel(const __grid_constant__ Table<MaskTensor> table) {
   for_each_flat_tile(table, [&](const MaskTensor& t, int64_t begin, int64_t end, int64_t) {
     for_each_vector(begin, end, [&](int64_t at, int n) {
-      const auto keep = t.packed ? unpack_byte(t.mask[at / kVector])
-                                 : load_words(reinterpret_cast<const bool*>(t.mask) + at, n);
+      const auto keep = t.packed ? unpack_byte(t.mask[at / kVector]) : load_mask(t.mask + at, n);
       zero_pruned(t.data, t.element_size, at, n, keep);
     });
   });
@@ -73,12 +72,12 @@ __device__ __forceinline__ void for_block_vector(const BlockMaskTensor& t, int64
   const int64_t row = task / vectors, col = task % vectors * kVector;
   if (row >= t.matrix.rows) return;
   const int n = static_cast<int>(min64(kVector, t.matrix.cols - col));
-  const bool* kept = t.mask + row / t.block.n * t.grid_cols();
+  const auto* kept = reinterpret_cast<const uint8_t*>(t.mask) + row / t.block.n * t.grid_cols();
   Vector<bool> keep;
   int64_t block = col / t.block.m, left = (block + 1) * t.block.m - col;
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    keep.words[i] = i < n && kept[block];
+    keep.words[i] = i < n && kept[block] != 0;
     if (--left == 0) left = t.block.m, ++block;
   }
   f(row, col, n, keep);
@@ -118,12 +117,12 @@ __global__ void __launch_bounds__(kThreads) expand_block_mask_kernel(const Block
 }
 
 __global__ void __launch_bounds__(kThreads)
-    pack_mask_kernel(const bool* mask, uint8_t* packed, const int64_t numel) {
+    pack_mask_kernel(const uint8_t* mask, uint8_t* packed, const int64_t numel) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t byte = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; byte * kVector < numel;
        byte += step) {
     const int n = static_cast<int>(min64(kVector, numel - byte * kVector));
-    packed[byte] = pack_byte(load_words(mask + byte * kVector, n), n);
+    packed[byte] = pack_byte(load_mask(mask + byte * kVector, n), n);
   }
 }
 

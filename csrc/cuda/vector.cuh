@@ -80,6 +80,15 @@ __device__ __forceinline__ void store_words(Word* target, int n, const Vector<Wo
   }
 }
 
+// The bytes [0, n) of a mask: any but 0 keeps. They are not read as bool, whose other values are undefined.
+__device__ __forceinline__ Vector<bool> load_mask(const uint8_t* mask, int n) {
+  const auto bytes = load_words(mask, n);
+  Vector<bool> keep;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) keep.words[i] = bytes.words[i] != 0;
+  return keep;
+}
+
 // The first n of kVector bits, lowest first.
 __device__ __forceinline__ uint8_t pack_byte(const Vector<bool>& keep, int n) {
   unsigned byte = 0;

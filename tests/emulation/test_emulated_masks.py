@@ -86,6 +86,24 @@ def test_pack_and_unpack(backend, n, offset):
     assert_same(back.read(), mask)
 
 
+def test_any_byte_but_0_keeps(backend):
+    # A bool of PyTorch can hold other bytes than 0 and 1.
+    given = np.arange(600).astype(np.uint8)
+    mask, kept = backend.undefined((20, 30), "bool"), given != 0
+    mask.memory.write(given)
+    data, bits = backend.array(np.ones((20, 30), np.float32)), backend.undefined(75, "uint8")
+    blocks, out = (Laid(backend, np.ones((40, 30)), dtype) for dtype in ("float32", "uint8"))
+    backend.apply_masks([data], [mask])
+    assert_same(data.read(), kept.reshape(20, 30).astype(np.float32))
+    backend.pack_mask(mask, bits)
+    assert_same(bits.read(), packed(kept))
+    backend.apply_block_masks([blocks], [mask], (2, 1))
+    backend.expand_block_mask(out, mask, (2, 1))
+    expected = kept.reshape(20, 30).repeat(2, 0)
+    assert_same(blocks.read(), expected.astype(np.float32))
+    assert_same(out.read(), expected.astype(np.uint8))
+
+
 def check_gather(backend, array, importance, kept, stride, dim, order, dtype="float32", importance_dtype="float32"):
     expected = oracle.prune_by_importance(array, importance, kept, stride, dim, order)
     out = backend.undefined(expected.shape, dtype)
