@@ -38,6 +38,7 @@ EXPECTED = {
     "block_sum": by_block(np.sum),
     "reverse": by_block(lambda b: b[::-1]),
     "reverse_dynamic": by_block(lambda b: b[::-1]),
+    "reverse_opted_in": by_block(lambda b: b[::-1]),
     "warp_prefix_sum": by_warp(np.cumsum),
     "warp_swap": by_block(lambda b: b[np.minimum(np.arange(len(b)) ^ 1, len(b) - 1)]),
     "equal_in_block": by_block(lambda b: counts(b & 15)),
@@ -226,12 +227,13 @@ FAULTS = {
     "grid_too_large": "2147483648,1,1",
     "grid_too_tall": "1,65536,1",
     "too_much_dynamic_shared": "49153 bytes of dynamic shared memory, at most 49152",
+    "too_much_opted_in": "50001 bytes of dynamic shared memory, at most 50000",
     "memset_past_the_end": "the host fills 516 bytes from offset 0 of an allocation of 512 bytes",
 }
 
 #: What is refused before a thread runs, and where the host is to blame.
 LAUNCHES = ("large_parameters", "empty_grid", "empty_block", "block_too_large", "block_too_deep", "grid_too_large",
-            "grid_too_tall", "too_much_dynamic_shared")  # fmt: skip
+            "grid_too_tall", "too_much_dynamic_shared", "too_much_opted_in")  # fmt: skip
 HOST = ("skipped_tail", "memset_past_the_end")
 
 

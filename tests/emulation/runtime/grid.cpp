@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <numeric>
 #include <random>
 #include <sstream>
@@ -24,6 +25,7 @@ bool seeded = false;
 unsigned grid_blocks = 0;
 uint64_t last_blocks = ~uint64_t{0};
 uint64_t small_grid = 1;
+std::map<const void*, size_t> shared_let;  // what kernels have been let have
 
 constexpr uint64_t kMaxThreads = 1024, kMaxParameters = 32764, kMaxBlocksRun = 1 << 20;
 
@@ -70,9 +72,11 @@ void check_config(const Config& config, const Kernel& kernel) {
     refuse_launch("a grid of " + place({grid_size.x, grid_size.y, grid_size.z}) +
                   " blocks, at most (2147483647,65535,65535) are allowed");
   }
-  if (shared > kMaxShared) {
+  const auto let = shared_let.find(kernel.address);
+  const size_t most = let == shared_let.end() ? kMaxShared : let->second;
+  if (shared > most) {
     refuse_launch(std::to_string(shared) + " bytes of dynamic shared memory, at most " +
-                  std::to_string(kMaxShared));
+                  std::to_string(most));
   }
   if (kernel.parameter_bytes > kMaxParameters) {
     refuse_launch(std::to_string(kernel.parameter_bytes) + " bytes of parameters, at most " +
@@ -157,6 +161,12 @@ void set_last_blocks(uint64_t count) {
 
 void set_small_grid(uint64_t blocks) {
   small_grid = blocks;
+}
+
+bool let_have_shared(const void* kernel, size_t bytes) {
+  if (bytes > kOptInShared) return false;
+  shared_let[kernel] = std::max(bytes, kMaxShared);
+  return true;
 }
 
 void run(const Config& config, const Kernel& kernel) {

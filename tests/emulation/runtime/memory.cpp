@@ -155,7 +155,7 @@ void check_order(Cell* cells, size_t bytes, bool shared, size_t offset, AccessKi
 void check_dynamic_bounds(size_t offset, size_t bytes, AccessKind kind, const void* site) {
   for (const auto& address : dynamic_shared) {
     const size_t begin = reinterpret_cast<uintptr_t>(address()) - grid.module.shared.begin;
-    if (offset >= begin && offset < begin + kMaxShared &&
+    if (offset >= begin && offset < begin + kOptInShared &&
         offset + bytes > begin + grid.config.dynamic_shared) {
       refuse(what(kind, bytes, true, offset - begin) + ", of which the launch has " +
                  std::to_string(grid.config.dynamic_shared) + " dynamic bytes",

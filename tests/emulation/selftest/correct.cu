@@ -102,6 +102,13 @@ void on_dynamic(unsigned blocks, unsigned threads, const int* input, int* output
                     output);
 }
 
+// With more than every kernel may have.
+void on_opted_in(unsigned blocks, unsigned threads, const int* input, int* output) {
+  constexpr int kBytes = 60 * 1024;
+  cudaFuncSetAttribute(reverse_dynamic, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  emulation::launch(reverse_dynamic, emulation::Config{blocks, threads, kBytes}, input, output);
+}
+
 void on_parameters(unsigned blocks, unsigned threads, const int* input, int* output) {
   emulation::launch(parameters, blocks, threads, cudaStream_t{}, Pair{2, 3}, input, output, 5);
 }
@@ -112,6 +119,7 @@ const std::vector<Case> correct = {
     {"block_sum", on<block_sum>},
     {"reverse", on<reverse<int>>},
     {"reverse_dynamic", on_dynamic},
+    {"reverse_opted_in", on_opted_in},
     {"warp_prefix_sum", on<warp_prefix_sum>},
     {"warp_swap", on<warp_swap>},
     {"equal_in_block", on<equal_in_block>},

@@ -253,6 +253,13 @@ void configured(unsigned, unsigned, const int* input, int* output) {
                     output);
 }
 
+__global__ void nothing_either(const int*, int*) {}
+
+void too_much_opted_in(unsigned, unsigned, const int* input, int* output) {
+  cudaFuncSetAttribute(nothing_either, cudaFuncAttributeMaxDynamicSharedMemorySize, 50000);
+  emulation::launch(nothing_either, emulation::Config{1, 32, 50001}, input, output);
+}
+
 void memset_past_the_end(unsigned blocks, unsigned threads, const int*, int* output) {
   cudaMemsetAsync(output, 0, sizeof(int) * (blocks * threads + 1));
 }
@@ -303,6 +310,7 @@ const std::vector<Case> faults = {
     {"grid_too_large", configured<0x80000000u, 1, 1, 1, 0>},
     {"grid_too_tall", configured<1, 65536, 1, 1, 0>},
     {"too_much_dynamic_shared", configured<1, 1, 32, 1, 48 * 1024 + 1>},
+    {"too_much_opted_in", too_much_opted_in},
     {"memset_past_the_end", memset_past_the_end},
 };
 

@@ -21,9 +21,9 @@
 // knows.
 #define __shared__ thread_local
 // Defines what kernels of this namespace, which must have a name, declare as `extern __shared__ type name[]`.
-#define EMULATION_DYNAMIC_SHARED(type, name)                     \
-  thread_local type name[emulation::kMaxShared / sizeof(type)];  \
-  [[maybe_unused]] static const bool emulation_declared_##name = \
+#define EMULATION_DYNAMIC_SHARED(type, name)                      \
+  thread_local type name[emulation::kOptInShared / sizeof(type)]; \
+  [[maybe_unused]] static const bool emulation_declared_##name =  \
       emulation::declare_dynamic_shared([]() -> const void* { return name; })
 
 #define threadIdx (emulation::thread_index())

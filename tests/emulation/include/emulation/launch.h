@@ -44,9 +44,14 @@ void launch(void (*kernel)(Params...), const Config& config, Args&&... args) {
 }
 
 template <class... Params, class... Args>
-cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t, Args&&... args) {
-  launch(kernel, Config{grid, block}, std::forward<Args>(args)...);
+cudaError_t launch(void (*kernel)(Params...), const Config& config, cudaStream_t, Args&&... args) {
+  launch(kernel, config, std::forward<Args>(args)...);
   return cudaSuccess;
+}
+
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, cudaStream_t stream, Args&&... args) {
+  return launch(kernel, Config{grid, block}, stream, std::forward<Args>(args)...);
 }
 
 }  // namespace emulation

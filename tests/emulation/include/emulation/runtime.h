@@ -37,9 +37,13 @@ struct Kernel {
 
 void run(const Config& config, const Kernel& kernel);
 
-// Of an `extern __shared__` array, as many bytes as the launch asks for may be touched.
+// Of an `extern __shared__` array, as many bytes as the launch asks for may be touched: at most kMaxShared,
+// or what the kernel has been let have. The device has little to give, so that tests need not be large.
 constexpr size_t kMaxShared = 48 * 1024;
+constexpr size_t kOptInShared = 64 * 1024;
 bool declare_dynamic_shared(const void* (*address)());
+// False where that is more than the device has.
+bool let_have_shared(const void* kernel, size_t bytes);
 
 // The order of threads and blocks and the values of undefined bytes follow from the seed. The first seed is
 // PRUNEOPS_EMULATION_SEED, or random.
