@@ -46,8 +46,19 @@ FAULTS = [
         "Count* total) {\n  __syncthreads();",
         "Count* total) {",
     ),
-    Fault("blocks: lost barrier before finishing", "cuda/block.cuh", "= sums[i];\n  __syncthreads();", "= sums[i];"),
-    Fault("blocks: lost barrier between tiles", "cuda/block.cuh", "  }\n  __syncthreads();\n}", "  }\n}"),
+    Fault(
+        "blocks: lost barrier before warps meet",
+        "cuda/block.cuh",
+        "tile, shared);\n  __syncthreads();\n  if (cut",
+        "tile, shared);\n  if (cut",
+    ),
+    Fault(
+        "blocks: lost barrier after warps have met",
+        "cuda/block.cuh",
+        "combine_warps(rule.reduce, cut, shared);\n    __syncthreads();",
+        "combine_warps(rule.reduce, cut, shared);",
+    ),
+    Fault("blocks: lost barrier between tiles", "cuda/block.cuh", "  });\n  __syncthreads();\n}", "  });\n}"),
     Fault("rows: lost barrier between rows", "cuda/rows.cuh", "    }\n    __syncthreads();\n  }", "    }\n  }"),
     # Warps.
     Fault("N:M: shuffle where lanes have left", "cuda/nm.cuh", "base < t.numel", "base + lane < t.numel"),
@@ -130,7 +141,12 @@ FAULTS = [
     # Formulas.
     Fault("maximum: NaN lost", "math/metric.h", "(a > b || a != a)", "(a > b)"),
     Fault("bfloat16: half away from even", "math/dtype.h", "bits + 0x7fffu", "bits + 0x8000u"),
-    Fault("blocks: rows skipped", "cuda/block.cuh", "r += warps)", "r += kWarps)"),
+    Fault("blocks: rows skipped", "cuda/block.cuh", "r += cut.warps)", "r += kWarps)"),
+    Fault("parts: last one too long", "cuda/block.cuh", "min64(cut.part_rows, t.block.n - first)", "cut.part_rows"),
+    Fault(
+        "parts: one for all of a row", "cuda/block.cuh", "* cut.parts_across + tile.part_across", "* cut.parts_across"
+    ),
+    Fault("parts: lanes past the last one", "cuda/block.cuh", "p < parts; p += kWarp", "p < parts; p += 2 * kWarp"),
     Fault("packing: big bit order", "cuda/vector.cuh", "keep.words[i]) << i", "keep.words[i]) << (7 - i)"),
     Fault("conv: wrong kernel position", "math/geometry.h", "++within == inner", "++within > inner"),
 ]

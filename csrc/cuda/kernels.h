@@ -16,11 +16,14 @@ namespace pruneops::cuda {
 
 cudaError_t update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule& rule,
                           cudaStream_t stream);
+// Bytes of device scratch for the parts of large blocks: for each block of n rows one value for 128 rows, or
+// for 32,768 entries of a wide one; none for blocks of up to 128 rows and 256 columns.
+int64_t block_scratch_bytes(const BlockTensor* tensors, int64_t count);
 cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
-                                cudaStream_t stream);
+                                void* scratch, cudaStream_t stream);
 
-// Bytes of device scratch for a selection over these tensors: less than 3 % of float32 or bfloat16 scores and
-// 4 MiB; strict, less than 4 MiB.
+// Bytes of device scratch for a selection over these tensors: less than 3 % of their scores' bytes, or 5 %
+// where half types are ranked with doubles, and 4 MiB; strict, less than 4 MiB.
 int64_t select_scratch_bytes(const SelectTensor* tensors, int64_t count, bool strict = false);
 cudaError_t kth_value(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
                       Dtype dtype, void* scratch, cudaStream_t stream);

@@ -4,6 +4,30 @@
 #include "kernels.h"
 
 namespace pruneops::cuda {
+namespace {
+
+struct BlockTasks {
+  const BlockTensor* tensors;
+
+  BlockTask operator[](int64_t i) const { return {tensors[i], BlockCut(tensors[i]), nullptr}; }
+};
+
+// Gives the tensors of a table that need it their share of the scratch memory. Returns how many blocks have
+// several parts.
+int64_t give_totals(Table<BlockTask>& table, char*& next) {
+  int64_t blocks = 0;
+  for (int64_t i = 0; i < table.count; ++i) {
+    const BlockTensor& t = table.tensors[i].tensor;
+    const int64_t bytes = total_bytes(t);
+    if (bytes == 0) continue;
+    table.tensors[i].totals = next;
+    next += bytes;
+    blocks += t.grid_rows() * t.grid_cols();
+  }
+  return blocks;
+}
+
+}  // namespace
 
 cudaError_t update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule& rule,
                           cudaStream_t stream) {
@@ -14,11 +38,22 @@ cudaError_t update_scores(const UpdateTensor* tensors, int64_t count, const Upda
   });
 }
 
+int64_t block_scratch_bytes(const BlockTensor* tensors, int64_t count) {
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < count; ++i) bytes += total_bytes(tensors[i]);
+  return bytes;
+}
+
 cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
-                                cudaStream_t stream) {
+                                void* scratch, cudaStream_t stream) {
+  char* next = static_cast<char*>(scratch);
   return for_each_width([&](auto width, const auto& chosen) {
-    return for_each_table(tensors, count, block_tiles, chosen, [&](const auto& table) {
-      return launch(update_block_scores_kernel<decltype(width)>, table.tiles(), stream, table, rule);
+    using T = decltype(width);
+    const auto is_chosen = [&](const BlockTask& task) { return chosen(task.tensor); };
+    return for_each_table(BlockTasks{tensors}, count, block_tiles, is_chosen, [&](auto& table) {
+      const int64_t blocks = give_totals(table, next);
+      PRUNEOPS_RETURN_IF_ERROR(launch(update_block_scores_kernel<T>, table.tiles(), stream, table, rule));
+      return launch(combine_parts_kernel<T>, ceil_div(blocks, kWarps), stream, table, rule);
     });
   });
 }

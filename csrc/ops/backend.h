@@ -38,6 +38,11 @@ void on_stream(const char* op, const Tensor& tensor, const F& f) {
 }
 #endif
 
+// Device memory that lasts as long as an op; torch's allocator keeps it for the stream.
+inline Tensor scratch_like(const Tensor& tensor, int64_t bytes) {
+  return torch::stable::new_empty(tensor, Ints{bytes}, torch::headeronly::ScalarType::Byte);
+}
+
 // Runs cpu(kernels, pool) or cuda(stream), by the device of `tensor`. `cuda` is a generic lambda, so that a
 // build without CUDA does not compile its body.
 template <class OnCpu, class OnCuda>

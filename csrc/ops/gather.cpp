@@ -32,8 +32,7 @@ Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instanc
         cpu::gather_slabs(slabs, ranks.data_ptr(), dtype, original, pool);
       },
       [&](auto stream) {
-        const Ints bytes = {cuda::gather_scratch_bytes(instances)};
-        const Tensor scratch = torch::stable::new_empty(kept, bytes, torch::headeronly::ScalarType::Byte);
+        const Tensor scratch = scratch_like(kept, cuda::gather_scratch_bytes(instances));
         return cuda::gather_slabs(slabs, ranks.data_ptr(), dtype, original, scratch.data_ptr(), stream);
       });
   return kept;

@@ -83,11 +83,6 @@ class Inputs {
   int64_t total_ = 0;
 };
 
-[[maybe_unused]] Tensor scratch_like(const Tensor& tensor, int64_t bytes) {
-  const Ints shape = {bytes};
-  return torch::stable::new_empty(tensor, shape, ScalarType::Byte);
-}
-
 ScalarType value_type(const Tensors& scores, Metric metric, const Tensors& grads) {
   const auto is_double = [](const Tensor& t) { return t.scalar_type() == ScalarType::Double; };
   if (std::any_of(scores.begin(), scores.end(), is_double)) return ScalarType::Double;

@@ -126,8 +126,8 @@ void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::stri
         kernels.update_topk_mask(updates.entries(), entries.data(), updates.count(), rule, select, pool);
       },
       [&](auto stream) {
-        const Ints bytes = {cuda::select_scratch_bytes(entries.data(), updates.count())};
-        const Tensor scratch = torch::stable::new_empty(out[0], bytes, torch::headeronly::ScalarType::Byte);
+        const Tensor scratch =
+            scratch_like(out[0], cuda::select_scratch_bytes(entries.data(), updates.count()));
         return cuda::update_topk_mask(updates.entries(), entries.data(), updates.count(), rule, select,
                                       scratch.data_ptr(), stream);
       });
@@ -172,7 +172,10 @@ void update_blocks(const char* op, const Tensors& scores, const Tensors& weights
       [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {
         kernels.update_block_scores(entries.data(), count, rule, pool);
       },
-      [&](auto stream) { return cuda::update_block_scores(entries.data(), count, rule, stream); });
+      [&](auto stream) {
+        const Tensor scratch = scratch_like(scores[0], cuda::block_scratch_bytes(entries.data(), count));
+        return cuda::update_block_scores(entries.data(), count, rule, scratch.data_ptr(), stream);
+      });
 }
 
 }  // namespace

@@ -75,6 +75,23 @@ def test_update_block_scores(emulation, last_blocks):
     assert_same(score.read(np.float32, cols), np.abs(tail).max(0))
 
 
+def test_update_block_scores_of_parts(emulation, last_blocks):
+    rows, cols = 130, 2**25 + 8  # past 2^32 entries: a part of 128 rows and one of 2
+    tail = values("normal", (8,), "bfloat16")
+    weight = Sparse(emulation, rows * cols, 2).write(half(tail))
+    score = Sparse(emulation, cols, 4)
+    rule = emulation.UpdateRule(emulation.Metric.magnitude, emulation.Reduce.max, 0.0, 1.0, 0, 0, False)
+    strides = emulation.Strides(cols, 1, 0)
+    dtypes = emulation.Dtype.float32, emulation.Dtype.bfloat16, emulation.Dtype.float32
+    tensor = emulation.BlockTensor(
+        score.address, weight.address, 0, emulation.Matrix(rows, cols, cols), strides, strides,
+        emulation.Block(rows, 1), *dtypes,
+    )  # fmt: skip
+    last_blocks(1)
+    emulation.cuda.update_block_scores([tensor], rule)
+    assert_same(score.read(np.float32, 8), np.abs(tail))
+
+
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_topk_mask(emulation, last_blocks, packed, strict):

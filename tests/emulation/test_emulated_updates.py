@@ -211,14 +211,65 @@ def test_a_nan_wins_the_maximum_wherever_it_is(backend):
     assert_same(score.read(), np.float32([[*[np.nan] * 16, 1]]))
 
 
-def test_block_sums_have_the_same_bits_whatever_the_order(backend):
-    weight, grad = (values("normal", (64, 96), seed=i) for i in range(2))
+#: Blocks that are cut into parts of 128 rows, of so many columns that a tile reads 32,768 entries, or of both; and
+#: those around them that are not.
+LARGE = [((127, 3), (127, 1)), ((128, 5), (128, 1)), ((129, 5), (129, 1)), ((514, 300), (257, 1)),
+         ((260, 40), (130, 20)), ((3, 4096), (1, 4096)), ((9, 4097), (1, 4097)), ((8, 9000), (8, 9000)),
+         ((5, 7000), (5, 3500)), ((140, 600), (140, 600)), ((2, 256), (1, 256)), ((4, 514), (2, 257)),
+         ((256, 64), (256, 32))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "block"), LARGE)
+def test_large_blocks(backend, shape, block):
+    check_blocks(backend, shape, block)
+    check_blocks(backend, shape, block, metric="magnitude", reduce="max", dtypes=("float32", *["bfloat16"] * 2))
+    check_blocks(backend, shape, block, metric="mask_fisher", alpha=0.9)
+
+
+def test_large_blocks_of_doubles_and_of_other_layouts(backend):
+    check_blocks(backend, (300, 40), (300, 1), dtypes=("float64",) * 3, alpha=0.5)
+    for layout in LAYOUTS:
+        check_blocks(backend, (300, 40), (300, 1), layout=layout)
+        check_blocks(backend, (130, 16, 3, 3), (130, 8), layout=layout)
+
+
+def test_parts_of_many_tensors(backend):
+    # More than a table holds, in both types that are computed in.
+    kinds = [DTYPES[i % len(DTYPES)] for i in range(400)]
+    weights = [values("normal", (130 * (1 + i % 3), 2), kind, i) for i, kind in enumerate(kinds)]
+    scores = [backend.undefined((len(w) // 130, 2), kind) for w, kind in zip(weights, kinds, strict=True)]
+    laid = [Laid(backend, w, kind) for w, kind in zip(weights, kinds, strict=True)]
+    backend.update_block_scores(scores, laid, [None] * len(laid), block=(130, 1), metric="magnitude", reduce="max")
+    for score, weight in zip(scores, weights, strict=True):
+        assert_same(score.read(), np.abs(weight).reshape(-1, 130, 2).max(1))
+
+
+def test_a_nan_wins_the_maximum_in_every_part(backend):
+    weight = np.ones((300, 4), np.float32)
+    weight[[0, 127, 128, 299], range(4)] = np.nan
+    score = backend.undefined((1, 4))
+    backend.update_block_scores(
+        [score], [Laid(backend, weight)], [None], block=(300, 1), metric="magnitude", reduce="max"
+    )
+    assert_same(score.read(), np.full((1, 4), np.nan, np.float32))
+
+
+def test_parts_are_left_alone_where_gradients_overflowed(backend):
+    score, weight = backend.array(np.float32([[1, 2]])), Laid(backend, np.ones((300, 2), np.float32))
+    backend.update_block_scores([score], [weight], [None], block=(300, 1), metric="magnitude", found_inf=1.0)
+    assert_same(score.read(), np.float32([[1, 2]]))
+
+
+@pytest.mark.parametrize(("shape", "block"), [((64, 96), (32, 32)), ((400, 6), (400, 1)), ((8, 9000), (8, 9000))])
+def test_block_sums_have_the_same_bits_whatever_the_order(backend, shape, block):
+    weight, grad = (values("normal", shape, seed=i) for i in range(2))
     results = set()
     for seed in range(5):
         backend.module.set_seed(seed)
-        place = backend.undefined((2, 3))
+        backend.module.set_grid(seed)
+        place = backend.undefined((shape[0] // block[0], shape[1] // block[1]))
         laid = [Laid(backend, x) for x in (weight, grad)]
-        backend.update_block_scores([place], *([x] for x in laid), block=(32, 32), metric="mask_gradient")
+        backend.update_block_scores([place], *([x] for x in laid), block=block, metric="mask_gradient")
         results.add(place.read().tobytes())
     assert len(results) == 1
 

@@ -120,6 +120,11 @@ struct Cuda {
     check(kLaunch(args..., cudaStream_t{}));
   }
 
+  static void update_block_scores(const std::vector<BlockTensor>& tensors, const UpdateRule& rule) {
+    const auto count = static_cast<int64_t>(tensors.size());
+    const Scratch work(cuda::block_scratch_bytes(tensors.data(), count));
+    check(cuda::update_block_scores(tensors.data(), count, rule, work.get(), cudaStream_t{}));
+  }
   static void kth_value(const std::vector<SelectTensor>& tensors, Metric metric, int64_t k, Address value,
                         Dtype dtype) {
     const auto count = static_cast<int64_t>(tensors.size());
@@ -150,9 +155,7 @@ void bind_cuda(py::module_ m) {
   m.def("update_scores", [](const std::vector<UpdateTensor>& tensors, const UpdateRule& rule) {
     Cuda::call<cuda::update_scores>(tensors.data(), tensors.size(), rule);
   });
-  m.def("update_block_scores", [](const std::vector<BlockTensor>& tensors, const UpdateRule& rule) {
-    Cuda::call<cuda::update_block_scores>(tensors.data(), tensors.size(), rule);
-  });
+  m.def("update_block_scores", Cuda::update_block_scores);
   m.def("kth_value", Cuda::kth_value);
   m.def("topk_mask", Cuda::topk_mask);
   m.def("count_digits", [](const std::vector<SelectTensor>& tensors, Metric metric, Address prefix, int round,
