@@ -38,11 +38,11 @@ FAULTS = [
     ),
     Fault("scan: lost second barrier", "cuda/block_scan.cuh", "= inclusive;\n  __syncthreads();", "= inclusive;"),
     Fault(
-        "counts: lost barrier after clearing", "cuda/select.cuh", "counts[b] = 0;\n  __syncthreads();", "counts[b] = 0;"
+        "counts: lost barrier after clearing", "cuda/digits.cuh", "counts[b] = 0;\n  __syncthreads();", "counts[b] = 0;"
     ),
     Fault(
         "counts: lost barrier before adding",
-        "cuda/select.cuh",
+        "cuda/digits.cuh",
         "Count* total) {\n  __syncthreads();",
         "Count* total) {",
     ),
@@ -59,7 +59,12 @@ FAULTS = [
         "combine_warps(rule.reduce, cut, shared);",
     ),
     Fault("blocks: lost barrier between tiles", "cuda/block.cuh", "  });\n  __syncthreads();\n}", "  });\n}"),
-    Fault("rows: lost barrier between rows", "cuda/rows.cuh", "    }\n    __syncthreads();\n  }", "    }\n  }"),
+    Fault(
+        "rows: lost barrier before a decision",
+        "cuda/rows.cuh",
+        "    });\n    __syncthreads();\n    search",
+        "    });\n    search",
+    ),
     # Warps.
     Fault("N:M: shuffle where lanes have left", "cuda/nm.cuh", "base < t.numel", "base + lane < t.numel"),
     Fault("scan: one lane too few", "cuda/block_scan.cuh", "lane >= distance", "lane > distance"),
@@ -97,7 +102,7 @@ FAULTS = [
     Fault("radix: prefix of another round", "math/radix.h", "(key >> shift(round - 1)) ==", "(key >> shift(round)) =="),
     Fault("selection: one tie too many", "math/radix.h", "return less + equal - k;", "return less + equal - k + 1;"),
     Fault(
-        "decision: k-th key of the next digit", "cuda/select.cuh", "wanted <= below + own[b]", "wanted < below + own[b]"
+        "decision: k-th key of the next digit", "cuda/digits.cuh", "wanted <= below + own[b]", "wanted < below + own[b]"
     ),
     Fault("cut: last tie of a part", "cuda/select.cuh", "kept <= before + own", "kept < before + own"),
     Fault("cut: one tie too many", "cuda/tile.cuh", "left-- > 0", "left-- >= 0"),
@@ -121,7 +126,7 @@ FAULTS = [
         "      if (static",
     ),
     Fault("bracket: overflow written", "cuda/bracket.cuh", "> work.capacity) return;", "> work.capacity + 1) return;"),
-    Fault("bracket: overflow unnoticed", "cuda/select.cuh", "state->between) <= capacity", "state->between) >= 0"),
+    Fault("bracket: overflow unnoticed", "cuda/plan.cuh", "state->between) <= capacity", "state->between) >= 0"),
     Fault("bracket: miss below taken for one above", "math/search.h", "if (k <= counts.below)", "if (k < 0)"),
     Fault(
         "finish: dropped ties of the high end left",
@@ -131,6 +136,19 @@ FAULTS = [
     ),
     Fault(
         "finish: kept ties of the low end lost", "cuda/select.cuh", "threshold == work.state->bracket.low;", "false;"
+    ),
+    Fault("rows: padding before every key", "cuda/rows.cuh", "= static_cast<K>(~K(0));\n    }", "= K(0);\n    }"),
+    Fault("rows: a bit set too seldom", "cuda/rows.cuh", "if (below < k)", "if (below + 1 < k)"),
+    Fault("rows: open bits left out", "cuda/rows.cuh", "(K(1) << open) - 1)", "0)"),
+    Fault("rows: staged vectors overlap", "cuda/rows.cuh", "/ kTile) * kTileVectors + v", "/ kTile) + v"),
+    Fault("ties: never split", "cuda/digits.cuh", "found.ties_kept() < found.equal", "false"),
+    Fault("rows: norm of another row", "cuda/rows.cu", "begin % t.cols", "0"),
+    Fault("rows: shared memory not asked for", "cuda/launch.h", "if (bytes > 0)", "if (false)"),
+    Fault(
+        "digits: tile of the next tensor",
+        "cuda/select.cuh",
+        "end = min64(last, table.first_tile[index + 1])",
+        "end = last",
     ),
     Fault(
         "gather: a lower instance not counted",
@@ -146,7 +164,7 @@ FAULTS = [
     Fault(
         "parts: one for all of a row", "cuda/block.cuh", "* cut.parts_across + tile.part_across", "* cut.parts_across"
     ),
-    Fault("parts: lanes past the last one", "cuda/block.cuh", "p < parts; p += kWarp", "p < parts; p += 2 * kWarp"),
+    Fault("parts: 32 of 64 skipped", "cuda/block.cuh", "p < parts; p += kWarp", "p < parts; p += 2 * kWarp"),
     Fault("packing: big bit order", "cuda/vector.cuh", "keep.words[i]) << i", "keep.words[i]) << (7 - i)"),
     Fault("conv: wrong kernel position", "math/geometry.h", "++within == inner", "++within > inner"),
 ]

@@ -54,7 +54,10 @@ HOT = {
     "count_next_digits_kernel": Hot(SELECT, TILES),
     "count_ties_kernel": Hot(SELECT, TILES),
     "write_mask_kernel": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
-    "row_topk_mask_kernel": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
+    "warp_rows_kernel Li1E": Hot(SELECT, {"ld weight": 2 * FLOATS, "ld grad": FLOATS, "st mask": MASK}),
+    "warp_rows_kernel Li4E": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
+    **{f"block_rows_kernel {where}Row": Hot(SELECT, TILES | {"st mask": 4 * MASK})
+       for where in ("Register", "Shared", "Memory")},
     # Groups of one entry are kept or pruned without a look at the scores.
     **{f"nm_vector_kernel Li{group}E": Hot(SELECT, VECTORS | {"st mask": MASK}) for group in (2, 4, 8)},
     "fill_masks_kernel": Hot(pointers("mask"), {"st mask": MASK}),

@@ -1,4 +1,4 @@
-// Sums over the threads of a block.
+// Sums over the threads of a warp or of a block.
 #pragma once
 
 #include "launch.h"
@@ -11,21 +11,34 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 template <class T>
 struct Scan {
-  T before;  // sum over the threads before this one
+  T before;  // sum over the threads of the warp or block before this one
   T total;   // sum over all threads
 };
+
+// The sum over the lanes up to this one. Every lane of the warp calls it.
+template <class T>
+__device__ __forceinline__ T sum_up_to(T value) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const T other = __shfl_up_sync(kAllLanes, value, distance);
+    if (lane >= distance) value += other;
+  }
+  return value;
+}
+
+template <class T>
+__device__ __forceinline__ Scan<T> warp_scan(T value) {
+  const T inclusive = sum_up_to(value);
+  return {inclusive - value, __shfl_sync(kAllLanes, inclusive, kWarp - 1)};
+}
 
 // Every thread of the block calls this; `partial` is shared by them. The barrier at the start lets a block
 // call it again with the same `partial`.
 template <class T>
 __device__ __forceinline__ Scan<T> block_scan(T value, T (&partial)[kWarps]) {
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  T inclusive = value;
-#pragma unroll
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const T other = __shfl_up_sync(kAllLanes, inclusive, distance);
-    if (lane >= distance) inclusive += other;
-  }
+  const T inclusive = sum_up_to(value);
   __syncthreads();
   if (lane == kWarp - 1) partial[warp] = inclusive;
   __syncthreads();

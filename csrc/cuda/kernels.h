@@ -39,7 +39,10 @@ cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* te
 // the device.
 cudaError_t count_digits(const SelectTensor* tensors, int64_t count, Metric metric, const int64_t* prefix,
                          int round, bool wide, int64_t* counts, cudaStream_t stream);
-cudaError_t row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k,
+// Prunes the k lowest of each row. Bytes of device scratch: that of a selection over one row where rows are
+// few and long, otherwise none.
+int64_t row_scratch_bytes(const SelectTensor& tensor, int64_t row);
+cudaError_t row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, void* scratch,
                           cudaStream_t stream);
 cudaError_t nm_mask(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, cudaStream_t stream);
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../math/group.h"
-#include "select.cuh"
+#include "tile.cuh"
 
 namespace pruneops::cuda {
 

@@ -3,104 +3,17 @@
 #include "bracket.cuh"
 #include "kernels.h"
 #include "nm.cuh"
-#include "rows.cuh"
+#include "plan.cuh"
 
 namespace pruneops::cuda {
 namespace {
 
-// Where reading all keys five times, mostly from the second-level cache, takes longer than the launches of a
-// bracket. Reasoned, not measured: 2^22 float32 keys are 16 MiB.
-#ifndef PRUNEOPS_BRACKET_FROM
-#define PRUNEOPS_BRACKET_FROM (int64_t(1) << 22)
+#ifndef PRUNEOPS_SELECT_LIMITS
+#define PRUNEOPS_SELECT_LIMITS kShippedLimits
 #endif
-constexpr int64_t kBracketFrom = PRUNEOPS_BRACKET_FROM;
-
-// A larger sample narrows the bracket, and so the memory for what is inside, by its square root.
-#ifndef PRUNEOPS_MOST_SAMPLES
-#define PRUNEOPS_MOST_SAMPLES (int64_t(1) << 18)
-#endif
-constexpr int64_t kMostSamples = PRUNEOPS_MOST_SAMPLES;
+constexpr SelectLimits kLimits = PRUNEOPS_SELECT_LIMITS;
 
 constexpr auto kEvery = [](const SelectTensor&) { return true; };
-
-struct Sizes {
-  int64_t entries = 0;
-  int64_t tiles = 0;
-  int64_t tables = 0;
-  bool wide = false;
-  bool strict;
-
-  Sizes(const SelectTensor* tensors, int64_t count, bool is_strict) : strict(is_strict) {
-    int64_t nonempty = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      entries += tensors[i].numel;
-      tiles += flat_tiles(tensors[i]);
-      nonempty += tensors[i].numel > 0;
-      wide |= tensors[i].wide();
-    }
-    // The table with the larger entries holds fewer.
-    tables = ceil_div(nonempty, min64(Table<SelectTensor>::kCapacity, Table<FusedTensor>::kCapacity));
-  }
-
-  bool bracketed() const { return entries >= kBracketFrom; }
-  int64_t tiles_per_part() const { return ceil_div(tiles, kMaxParts); }
-  int64_t parts() const { return ceil_div(tiles, tiles_per_part()) + tables; }
-};
-
-// Takes arrays one after another from the scratch memory; with none given, only adds up their bytes.
-class Carver {
- public:
-  explicit Carver(void* begin) : begin_(static_cast<char*>(begin)) {}
-
-  template <class X>
-  X* take(int64_t count) {
-    const int64_t at = bytes_;
-    bytes_ += ceil_div(count * static_cast<int64_t>(sizeof(X)), 16) * 16;
-    return begin_ == nullptr ? nullptr : reinterpret_cast<X*>(begin_ + at);
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* begin_;
-  int64_t bytes_ = 0;
-};
-
-template <class K>
-struct Plan {
-  SelectWork<K> work{};
-  int64_t zeroed;  // bytes from the start that must be 0
-  int64_t bytes;
-
-  Plan(const Sizes& sizes, int64_t k, void* scratch) {
-    Carver carver(scratch);
-    work.entries = sizes.entries;
-    work.k = k;
-    work.tiles_per_part = sizes.tiles_per_part();
-    work.parts = sizes.parts();
-    work.state = carver.take<SelectState<K>>(1);
-    work.ties = carver.take<unsigned>(3 * work.parts);
-    zeroed = carver.bytes();
-    if (sizes.bracketed()) {
-      work.sample_size = min64(sizes.entries / 64, kMostSamples);
-      work.ranks = sample_ranks(work.sample_size, sizes.entries, k);
-      work.sample = carver.take<K>(work.sample_size);
-      work.collects = !sizes.strict;
-    }
-    if (work.collects) {
-      work.capacity = min64(bracket_capacity(work.sample_size, sizes.entries), 0xffffffff);
-      work.runs = carver.take<TileRun>(work.parts * work.tiles_per_part);
-      work.few = carver.take<K>(work.capacity);
-      work.places = carver.take<uint16_t>(work.capacity);
-    }
-    bytes = carver.bytes();
-  }
-};
-
-// Calls f(0.0f) or f(0.0) by the type in which scores are ranked.
-template <class F>
-auto in_rank_type(bool wide, const F& f) {
-  return wide ? f(0.0) : f(0.0f);
-}
 
 // One selection: its tensors, and the launches that it is made of.
 template <class T>
@@ -220,6 +133,15 @@ struct FusedTensors {
   FusedTensor operator[](int64_t i) const { return {updates[i], scores[i].mask, scores[i].packed}; }
 };
 
+// Tensors, each with its own counts.
+struct CountedTensors {
+  const SelectTensor* tensors;
+  unsigned long long* counts;
+  int64_t bins;
+
+  CountedTensor operator[](int64_t i) const { return {tensors[i], counts + i * bins}; }
+};
+
 template <class T, int kGroup>
 cudaError_t nm_vector(const SelectTensor& t, Metric metric, int64_t n, cudaStream_t stream) {
   return launch(nm_vector_kernel<T, kGroup>, ceil_div(t.numel, kThreads * kVector), stream, t, metric, n);
@@ -246,15 +168,12 @@ cudaError_t nm_as(const SelectTensor& t, Metric metric, int64_t n, int64_t m, cu
 }  // namespace
 
 int64_t select_scratch_bytes(const SelectTensor* tensors, int64_t count, bool strict) {
-  const Sizes sizes(tensors, count, strict);
-  if (sizes.entries == 0) return 0;
-  return in_rank_type(sizes.wide,
-                      [&](auto rank) { return Plan<Key<decltype(rank)>>(sizes, 1, nullptr).bytes; });
+  return scratch_bytes(Sizes(kLimits, tensors, count, strict));
 }
 
 cudaError_t kth_value(const SelectTensor* tensors, int64_t count, Metric metric, int64_t k, void* value,
                       Dtype dtype, void* scratch, cudaStream_t stream) {
-  const Sizes sizes(tensors, count, false);
+  const Sizes sizes(kLimits, tensors, count, false);
   return in_rank_type(sizes.wide, [&](auto rank) {
     Selecting<decltype(rank)> selecting(tensors, count, sizes, metric, k, scratch, stream);
     PRUNEOPS_RETURN_IF_ERROR(selecting.search());
@@ -264,7 +183,7 @@ cudaError_t kth_value(const SelectTensor* tensors, int64_t count, Metric metric,
 
 cudaError_t topk_mask(const SelectTensor* tensors, int64_t count, const SelectRule& rule, void* scratch,
                       cudaStream_t stream) {
-  const Sizes sizes(tensors, count, rule.strict);
+  const Sizes sizes(kLimits, tensors, count, rule.strict);
   if (rule.k == 0 || rule.k == sizes.entries) return fill_masks(tensors, count, rule.k == 0, stream);
   return in_rank_type(sizes.wide, [&](auto rank) {
     Selecting<decltype(rank)> selecting(tensors, count, sizes, rule.metric, rule.k, scratch, stream);
@@ -279,23 +198,20 @@ cudaError_t count_digits(const SelectTensor* tensors, int64_t count, Metric metr
   if (count == 0) return cudaSuccess;
   const auto bytes = static_cast<size_t>(count * kBins) * sizeof(int64_t);
   PRUNEOPS_RETURN_IF_ERROR(cudaMemsetAsync(counts, 0, bytes, stream));
-  for (int64_t i = 0; i < count; ++i) {
-    auto* own = reinterpret_cast<unsigned long long*>(counts) + i * kBins;
-    PRUNEOPS_RETURN_IF_ERROR(
-        for_each_table(tensors + i, 1, flat_tiles<SelectTensor>, kEvery, [&](const auto& table) {
-          return in_rank_type(wide, [&](auto rank) {
-            return launch(count_next_digits_kernel<decltype(rank)>, min64(table.tiles(), kStreamingBlocks),
-                          stream, table, metric, prefix, round, own);
-          });
-        }));
-  }
-  return cudaSuccess;
+  const CountedTensors counted{tensors, reinterpret_cast<unsigned long long*>(counts), kBins};
+  const auto every = [](const CountedTensor&) { return true; };
+  return for_each_table(counted, count, flat_tiles<CountedTensor>, every, [&](const auto& table) {
+    return in_rank_type(wide, [&](auto rank) {
+      return launch(count_next_digits_kernel<decltype(rank)>, min64(table.tiles(), kStreamingBlocks), stream,
+                    table, metric, prefix, round);
+    });
+  });
 }
 
 cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, int64_t count,
                              const UpdateRule& update, const SelectRule& select, void* scratch,
                              cudaStream_t stream) {
-  const Sizes sizes(tensors, count, select.strict);
+  const Sizes sizes(kLimits, tensors, count, select.strict);
   const bool fused = select.k > 0 && select.k < sizes.entries && sizes.bracketed() && !sizes.strict;
   if (!fused) {
     PRUNEOPS_RETURN_IF_ERROR(update_scores(updates, count, update, stream));
@@ -305,15 +221,6 @@ cudaError_t update_topk_mask(const UpdateTensor* updates, const SelectTensor* te
     Selecting<decltype(rank)> selecting(tensors, count, sizes, select.metric, select.k, scratch, stream);
     PRUNEOPS_RETURN_IF_ERROR(selecting.search_updated(FusedTensors{updates, tensors}, update));
     return selecting.write_masks(select.prune_ties);
-  });
-}
-
-cudaError_t row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k,
-                          cudaStream_t stream) {
-  if (tensor.numel == 0) return cudaSuccess;
-  if (k == 0 || k == row) return fill_masks(&tensor, 1, k == 0, stream);
-  return in_rank_type(tensor.wide(), [&](auto rank) {
-    return launch(row_topk_mask_kernel<decltype(rank)>, tensor.numel / row, stream, tensor, metric, row, k);
   });
 }
 

@@ -4,7 +4,8 @@
 // it, made by each of its blocks for itself, which costs less than a launch.
 #pragma once
 
-#include "../math/search.h"
+#include "digits.cuh"
+#include "plan.cuh"
 #include "tile.cuh"
 
 namespace pruneops::cuda {
@@ -12,98 +13,7 @@ namespace pruneops::cuda {
 // At most this many blocks walk the tiles of a table, so that few partial counts are added up.
 constexpr int64_t kStreamingBlocks = 2048;
 
-// Ties are counted for parts: runs of tiles of one table, so many that a part is short and so few that every
-// block can look through their counts.
-constexpr int64_t kMaxParts = 8192;
-
-// Which ties a part has counted: with either end of the bracket, or with the threshold.
-enum class Ties { low, high, threshold };
-
-// What a pass has collected of a tile: keys strictly inside the bracket, in no order.
-struct TileRun {
-  unsigned begin;
-  unsigned count;
-};
-
-template <class K>
-struct SelectState {
-  using S = Search<K>;
-  Search<K> searches[S::kRounds + 1];  // as they stand before each round, and after the last
-  Search<K> ends[S::kRounds][2];       // those for the ends of the bracket, among the sample
-  unsigned sample_counts[S::kRounds][2][S::kBins];
-  unsigned long long counts[S::kRounds][S::kBins];
-  unsigned long long
-      inside_counts[S::kBins];  // first digits of the keys in the bracket, where none is collected
-  unsigned long long below, at_low, between, at_high;
-  Bracket<K> bracket;
-};
-
-// One selection: what is wanted, and the scratch memory.
-template <class K>
-struct SelectWork {
-  int64_t entries;
-  int64_t k;
-  SelectState<K>* state;  // 0 at the start; so are the ties
-  unsigned* ties;
-  K* sample;
-  TileRun* runs;
-  K* few;            // the keys collected, and
-  uint16_t* places;  // where they lie in their tiles
-  int64_t parts;
-  int64_t tiles_per_part;
-  int64_t sample_size;  // 0 where there is no bracket
-  SampleRanks ranks;
-  int64_t capacity;
-  bool collects;  // whether the pass writes masks and collects keys, or only counts
-
-  __device__ __forceinline__ int64_t part_of(int64_t number) const { return number / tiles_per_part; }
-  __device__ __forceinline__ unsigned* ties_of(Ties which) const {
-    return ties + static_cast<int64_t>(which) * parts;
-  }
-  __device__ __forceinline__ BracketCounts counted() const {
-    return {static_cast<int64_t>(state->below), static_cast<int64_t>(state->at_low),
-            static_cast<int64_t>(state->between), static_cast<int64_t>(state->at_high)};
-  }
-  __device__ __forceinline__ bool missed() const { return find_rank(counted(), k) == Found::missed; }
-  // Whether the pass has written masks and collected every key that it left undecided.
-  __device__ __forceinline__ bool has_collected() const {
-    return collects && static_cast<int64_t>(state->between) <= capacity;
-  }
-  // Whether a pass that does not collect has taken the counts of the first round.
-  __device__ __forceinline__ bool counted_inside() const { return sample_size > 0 && !collects && !missed(); }
-};
-
 // ---- decisions
-
-template <class K>
-struct Deciding {
-  long long partial[kWarps];
-  Search<K> search;
-};
-
-// The search after a round, from the counts of all its digits. Every thread of the block calls it.
-template <class K, class Count>
-__device__ __forceinline__ Search<K> decide(const Search<K>& search, int round, const Count* counts,
-                                            Deciding<K>& shared) {
-  if (search.width(round) == 0) return search;
-  constexpr int kOwn = Search<K>::kBins / kThreads;
-  const int first = static_cast<int>(threadIdx.x) * kOwn;
-  long long own[kOwn], total = 0;
-#pragma unroll
-  for (int b = 0; b < kOwn; ++b) total += own[b] = static_cast<long long>(counts[first + b]);
-  int64_t below = block_scan(total, shared.partial).before;
-  const int64_t wanted = search.selection.k - search.selection.less;
-#pragma unroll
-  for (int b = 0; b < kOwn; ++b) {
-    if (below < wanted && wanted <= below + own[b]) {
-      shared.search = search;
-      shared.search.decide(round, first + b, below, own[b]);
-    }
-    below += own[b];
-  }
-  __syncthreads();
-  return shared.search;
-}
 
 // The search as it stands before a round.
 template <class K>
@@ -125,43 +35,6 @@ __device__ __forceinline__ bool is_first_thread() {
 }
 
 // ---- rounds
-
-// Adds the digits of a thread's keys to the block's counts; neighbours with one digit are added together,
-// which keeps long runs of equal scores from queueing for one counter. digit_of is negative for keys that do
-// not count.
-template <class K, class DigitOf, class Count>
-__device__ __forceinline__ void count_keys(const K (&keys)[kVector], int n, const DigitOf& digit_of,
-                                           Count* counts) {
-  int digit = -1;
-  Count run = 0;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    const int next = i < n ? digit_of(keys[i]) : -1;
-    if (next < 0) continue;
-    if (next != digit) {
-      if (run > 0) atomicAdd(&counts[digit], run);
-      digit = next;
-      run = 0;
-    }
-    ++run;
-  }
-  if (run > 0) atomicAdd(&counts[digit], run);
-}
-
-// A block's counts of digits: cleared before keys are counted, and added to those of all blocks after.
-template <int kBins>
-__device__ __forceinline__ void clear_counts(unsigned (&counts)[kBins]) {
-  for (int b = threadIdx.x; b < kBins; b += kThreads) counts[b] = 0;
-  __syncthreads();
-}
-
-template <int kBins, class Count>
-__device__ __forceinline__ void add_counts(const unsigned (&counts)[kBins], Count* total) {
-  __syncthreads();
-  for (int b = threadIdx.x; b < kBins; b += kThreads) {
-    if (counts[b] != 0) atomicAdd(&total[b], static_cast<Count>(counts[b]));
-  }
-}
 
 // f(keys, n) for the vectors of an array that this thread has.
 template <class K, class F>
@@ -200,24 +73,39 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
   add_counts(counts, work.state->counts[round]);
 }
 
-// Counts the digits of the keys of a table that share those of a prefix: a round whose decision is made
-// elsewhere.
+// A tensor whose digits are counted apart from those of others.
+struct CountedTensor {
+  SelectTensor scores;
+  unsigned long long* counts;
+
+  PRUNEOPS_HD int64_t size() const { return scores.numel; }
+};
+
+// Counts the digits of the keys of each tensor that share those of a prefix: a round whose decision is made
+// elsewhere. A block walks neighbouring tiles, and so has few tensors whose counts it adds.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
-    count_next_digits_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
-                             const int64_t* prefix, const int round, unsigned long long* total) {
+    count_next_digits_kernel(const __grid_constant__ Table<CountedTensor> table, const Metric metric,
+                             const int64_t* prefix, const int round) {
   using K = Key<T>;
   using R = WideRadix<K>;
   __shared__ unsigned counts[R::kBins];
   const K decided = static_cast<K>(*prefix);
   const auto digit_of = [&](K key) { return R::matches(key, decided, round) ? R::digit(key, round) : -1; };
-  clear_counts(counts);
-  for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
-    const auto tile = load_tile<T>(t, metric, begin, end);
+  const int64_t share = ceil_div(table.tiles(), gridDim.x);
+  const int64_t first = min64(blockIdx.x * share, table.tiles()), last = min64(first + share, table.tiles());
+  for (int64_t tile = first; tile < last;) {
+    const int64_t index = table.tensor_of(tile), end = min64(last, table.first_tile[index + 1]);
+    const CountedTensor& t = table.tensors[index];
+    clear_counts(counts);
+    for (; tile < end; ++tile) {
+      const int64_t begin = (tile - table.first_tile[index]) * kTile;
+      const auto keys = load_tile<T>(t.scores, metric, begin, min64(begin + kTile, t.size()));
 #pragma unroll
-    for (int v = 0; v < kTileVectors; ++v) count_keys(tile.keys[v], tile.size(v), digit_of, counts);
-  });
-  add_counts(counts, total);
+      for (int v = 0; v < kTileVectors; ++v) count_keys(keys.keys[v], keys.size(v), digit_of, counts);
+    }
+    add_counts(counts, t.counts);
+  }
 }
 
 template <class T>
@@ -234,12 +122,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ---- ties
-
-template <class K>
-__device__ __forceinline__ bool splits_ties(const Search<K>& search) {
-  const int64_t kept = search.selection.ties_kept();
-  return kept > 0 && kept < search.selection.equal;
-}
 
 // The place of the counts of ties with the threshold: those of an end of the bracket were taken by the pass.
 template <class K>
@@ -270,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
   const Search<K> search = search_before(work, Search<K>::kRounds, deciding);
   if (is_first_thread()) work.state->searches[Search<K>::kRounds] = search;
   const K threshold = search.key();
-  if (!splits_ties(search) || place_of_ties(work, threshold) != Ties::threshold) return;
+  if (!splits_ties(search.selection) || place_of_ties(work, threshold) != Ties::threshold) return;
   unsigned* ties = work.ties_of(Ties::threshold);
   const auto add = [&](unsigned own, int64_t number) {
     const unsigned total = __reduce_add_sync(kAllLanes, own);
@@ -431,7 +313,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
   if (finish.writes_kept || finish.writes_dropped) {
     for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
       if (finish.is_cut(number) || !finish.writes(number)) return;
-      write_tile(t, load_tile<T>(t, metric, begin, end), finish.threshold, finish.keeps_ties(number));
+      write_held(t, load_tile<T>(t, metric, begin, end), finish.threshold, finish.keeps_ties(number));
     });
   }
   if (!finish.patches) return;

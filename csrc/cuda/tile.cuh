@@ -14,22 +14,30 @@ constexpr int kTileVectors = static_cast<int>(kTile / (kThreads * kVector));
 template <class T>
 constexpr int kTileBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
 
-// Vector v of a thread lies behind those of all threads before v.
-template <class T>
-struct TileKeys {
-  Key<T> keys[kTileVectors][kVector];
+// Consecutive keys in the registers of kLanes threads, of a warp or of a block: vector v of a thread lies
+// behind those of all threads before v.
+template <class T, int kLanes, int kCount>
+struct HeldKeys {
+  using Type = T;
+  static constexpr int kVectors = kCount;
+  static constexpr int64_t kEntries = static_cast<int64_t>(kCount) * kLanes * kVector;
+
+  Key<T> keys[kCount][kVector];
   int64_t begin;
   int64_t end;
 
   __device__ __forceinline__ int64_t at(int v) const {
-    return begin + (static_cast<int64_t>(v) * kThreads + threadIdx.x) * kVector;
+    return begin + (static_cast<int64_t>(v) * kLanes + threadIdx.x % kLanes) * kVector;
   }
-  // Entries of vector v: fewer, or none, at the end of a tensor.
+  // Entries of vector v: fewer, or none, at the end of what is held.
   __device__ __forceinline__ int size(int v) const {
     const int64_t left = end - at(v);
     return left < 0 ? 0 : static_cast<int>(min64(kVector, left));
   }
 };
+
+template <class T>
+using TileKeys = HeldKeys<T, kThreads, kTileVectors>;
 
 // Keys [at, at + n) of a tensor, of type T's order. A score is computed in its own tensor's type, whatever
 // other tensors it is ranked with.
@@ -51,55 +59,65 @@ __device__ __forceinline__ void load_keys(const SelectTensor& t, Metric metric, 
   load_own_keys<T, float>(t, metric, at, n, keys);
 }
 
-template <class T>
-__device__ __forceinline__ void load_whole_tile(const void* data, Dtype dtype, TileKeys<T>& tile) {
+// Stored scores whose vectors are whole and aligned.
+template <class Held>
+__device__ __forceinline__ void load_whole_vectors(const void* data, Dtype dtype, Held& held) {
+  using T = typename Held::Type;
   visit_dtype(dtype, [&](auto element) {
     using E = decltype(element);
-    Vector<typename E::type> raw[kTileVectors];
+    Vector<typename E::type> raw[Held::kVectors];
 #pragma unroll
-    for (int v = 0; v < kTileVectors; ++v)
-      raw[v].load(static_cast<const typename E::type*>(data) + tile.at(v));
+    for (int v = 0; v < Held::kVectors; ++v) {
+      raw[v] = {};
+      if (held.size(v) > 0) raw[v].load(static_cast<const typename E::type*>(data) + held.at(v));
+    }
 #pragma unroll
-    for (int v = 0; v < kTileVectors; ++v) {
+    for (int v = 0; v < Held::kVectors; ++v) {
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) tile.keys[v][i] = sort_key(E::template load<T>(raw[v].words[i]));
+      for (int i = 0; i < kVector; ++i) held.keys[v][i] = sort_key(E::template load<T>(raw[v].words[i]));
     }
   });
+}
+
+// The keys of [begin, end), at most Held::kEntries.
+template <class Held>
+__device__ __forceinline__ Held hold_keys(const SelectTensor& t, Metric metric, int64_t begin, int64_t end) {
+  Held held{{}, begin, end};
+  // A row may begin and end anywhere.
+  const bool whole = begin % kVector == 0 && end % kVector == 0 && is_aligned(t.weight, 16);
+  if (metric == Metric::stored && whole) {
+    load_whole_vectors(t.weight, t.weight_dtype, held);
+  } else {
+#pragma unroll
+    for (int v = 0; v < Held::kVectors; ++v) {
+      if (held.size(v) > 0) load_keys<typename Held::Type>(t, metric, held.at(v), held.size(v), held.keys[v]);
+    }
+  }
+  return held;
 }
 
 template <class T>
 __device__ __forceinline__ TileKeys<T> load_tile(const SelectTensor& t, Metric metric, int64_t begin,
                                                  int64_t end) {
-  TileKeys<T> tile{{}, begin, end};
-  // A tile of a row may begin anywhere.
-  const bool aligned = begin % kVector == 0 && is_aligned(t.weight, 16);
-  if (metric == Metric::stored && end - begin == kTile && aligned) {
-    load_whole_tile(t.weight, t.weight_dtype, tile);
-  } else {
-#pragma unroll
-    for (int v = 0; v < kTileVectors; ++v) {
-      if (tile.size(v) > 0) load_keys<T>(t, metric, tile.at(v), tile.size(v), tile.keys[v]);
-    }
-  }
-  return tile;
+  return hold_keys<TileKeys<T>>(t, metric, begin, end);
 }
 
 // Keeps the keys of vector v for which keep(key) holds.
-template <class T, class Tensor, class F>
-__device__ __forceinline__ void store_kept(const Tensor& t, const TileKeys<T>& tile, int v, const F& keep) {
+template <class Held, class Tensor, class F>
+__device__ __forceinline__ void store_kept(const Tensor& t, const Held& held, int v, const F& keep) {
   Vector<bool> kept;
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) kept.words[i] = keep(tile.keys[v][i]);
-  if (tile.size(v) > 0) store_mask(t, tile.at(v), tile.size(v), kept);
+  for (int i = 0; i < kVector; ++i) kept.words[i] = keep(held.keys[v][i]);
+  if (held.size(v) > 0) store_mask(t, held.at(v), held.size(v), kept);
 }
 
-// Keeps the keys of a tile that are above the threshold, or also those that tie with it.
-template <class T>
-__device__ __forceinline__ void write_tile(const SelectTensor& t, const TileKeys<T>& tile, Key<T> threshold,
+// Keeps the keys that are above the threshold, or also those that tie with it.
+template <class Held, class K>
+__device__ __forceinline__ void write_held(const SelectTensor& t, const Held& held, K threshold,
                                            bool keep_ties) {
 #pragma unroll
-  for (int v = 0; v < kTileVectors; ++v) {
-    store_kept(t, tile, v, [=](Key<T> key) { return keep_ties ? key >= threshold : key > threshold; });
+  for (int v = 0; v < Held::kVectors; ++v) {
+    store_kept(t, held, v, [=](K key) { return keep_ties ? key >= threshold : key > threshold; });
   }
 }
 
@@ -118,32 +136,39 @@ struct Four {
 };
 static_assert(kTile < (1 << Four::kBits) && kTileVectors == 4, "a count of each vector of a tile");
 
-template <class T>
-__device__ __forceinline__ int count_equal(const TileKeys<T>& tile, int v, Key<T> threshold) {
+template <class Held, class K>
+__device__ __forceinline__ int count_equal(const Held& held, int v, K threshold) {
   int equal = 0;
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) equal += i < tile.size(v) && tile.keys[v][i] == threshold;
+  for (int i = 0; i < kVector; ++i) equal += i < held.size(v) && held.keys[v][i] == threshold;
   return equal;
 }
 
-// Keeps keys above the threshold, and of those that tie with it the first `ties` of the tile; how many ties
-// are left to be kept behind it.
+// Keeps keys above the threshold, and of those that tie with it the first `ties` that are held; how many ties
+// are left to be kept behind them. scan(bits) is the sum over the threads that hold the keys.
+template <class Held, class K, class ScanOf>
+__device__ __forceinline__ int64_t write_cut(const SelectTensor& t, const Held& held, K threshold,
+                                             int64_t ties, const ScanOf& scan_of) {
+  Four own;
+#pragma unroll
+  for (int v = 0; v < Held::kVectors; ++v) own.add(v, count_equal(held, v, threshold));
+  const auto scan = scan_of(own.bits);
+  const Four before{scan.before}, total{scan.total};
+#pragma unroll
+  for (int v = 0; v < Held::kVectors; ++v) {
+    int64_t left = ties - before[v];
+    store_kept(t, held, v, [&](K key) { return key > threshold || (key == threshold && left-- > 0); });
+    ties -= total[v];
+  }
+  return ties < 0 ? 0 : ties;
+}
+
 template <class T>
 __device__ __forceinline__ int64_t write_cut_tile(const SelectTensor& t, const TileKeys<T>& tile,
                                                   Key<T> threshold, int64_t ties,
                                                   unsigned long long (&partial)[kWarps]) {
-  Four own;
-#pragma unroll
-  for (int v = 0; v < kTileVectors; ++v) own.add(v, count_equal(tile, v, threshold));
-  const auto scan = block_scan(own.bits, partial);
-  const Four before{scan.before}, total{scan.total};
-#pragma unroll
-  for (int v = 0; v < kTileVectors; ++v) {
-    int64_t left = ties - before[v];
-    store_kept(t, tile, v, [&](Key<T> key) { return key > threshold || (key == threshold && left-- > 0); });
-    ties -= total[v];
-  }
-  return ties < 0 ? 0 : ties;
+  return write_cut(t, tile, threshold, ties,
+                   [&](unsigned long long bits) { return block_scan(bits, partial); });
 }
 
 }  // namespace pruneops::cuda

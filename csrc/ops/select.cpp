@@ -194,8 +194,9 @@ void keep_in_groups(const char* op, Inputs& inputs, const Tensor& score, Metric 
               : kernels.row_topk_mask(entry, metric, m, m - n, pool);
       },
       [&](auto stream) {
-        return small ? cuda::nm_mask(entry, metric, n, m, stream)
-                     : cuda::row_topk_mask(entry, metric, m, m - n, stream);
+        if (small) return cuda::nm_mask(entry, metric, n, m, stream);
+        const Tensor scratch = scratch_like(score, cuda::row_scratch_bytes(entry, m));
+        return cuda::row_topk_mask(entry, metric, m, m - n, scratch.data_ptr(), stream);
       });
   inputs.commit();
 }

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from hypothesis import strategies as st
+from tensors import assert_same
 
 #: What a metric of a block update is to the kernels: the value of an entry and how a block's values become one.
 BLOCK_METRICS = {"mask_sum": "product", "mask_gradient": "product", "mask_fisher": "product"}
@@ -158,8 +159,9 @@ class Backend:
         tensors = self._select_all(scores, outs, **inputs)
         self.kernels.topk_mask(tensors, self._select_rule(scores, keep, ties, metric, strict))
 
-    def row_topk_mask(self, score, out, keep, metric="stored", **inputs):
-        row = score.shape[-1]
+    def row_topk_mask(self, score, out, keep, metric="stored", row=None, **inputs):
+        """``row`` divides the last dimension; without it, it is that dimension."""
+        row = row or score.shape[-1]
         self.kernels.row_topk_mask(
             self._select(score, out, **inputs), getattr(self.module.Metric, metric), row, row - keep
         )
@@ -197,6 +199,17 @@ class Backend:
             source.address, out.address, outer, stride * inner * source.itemsize, importance.size, kept
         )
         self.kernels.gather_slabs(slabs, importance.address, self._dtype(importance), order == "original")
+
+
+def undefined_mask(backend, shape, packed=False, offset=0):
+    """A mask of bytes, or of bits."""
+    size = math.prod(np.atleast_1d(shape))
+    return backend.undefined(-(-size // 8), "uint8", offset) if packed else backend.undefined(shape, "bool", offset)
+
+
+def assert_mask(mask, expected):
+    packed = mask.dtype == "uint8"
+    assert_same(mask.read(), np.packbits(expected.ravel(), bitorder="little") if packed else expected)
 
 
 #: Strides (in entries) of a weight of `shape` in memory, by layout; conv weights are (O, I, k...).

@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from driver import READS_GRAD
+from driver import READS_GRAD, assert_mask, undefined_mask
 from hostile import DTYPES, VALUES, values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,17 +15,6 @@ METRICS = ("magnitude", "gradient", "snip", "taylor", "fisher", "wanda")
 
 def keeps(n):
     return sorted({0, 1, n // 10, n // 2, n - n // 10, max(n - 1, 0), n})
-
-
-def undefined_mask(backend, shape, packed=False, offset=0):
-    """A mask of bytes, or of bits."""
-    size = int(np.prod(shape))
-    return backend.undefined(-(-size // 8), "uint8", offset) if packed else backend.undefined(shape, "bool", offset)
-
-
-def assert_mask(mask, expected):
-    packed = mask.dtype == "uint8"
-    assert_same(mask.read(), np.packbits(expected.ravel(), bitorder="little") if packed else expected)
 
 
 def check_topk(backend, scores, keep, *, dtypes=None, ties="exact", offset=0, packed=False, strict=False):
@@ -254,7 +243,9 @@ def test_kth_value_sizes(backend, n):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_counts_of_digits(backend, dtype):
     """Of keys made from the bits in NumPy: those that share a key's first digits, by their next digit."""
-    scores = [values(name, (n,), dtype) for name, n in (("everything", 3000), ("normal", 0), ("wide_range", 9000))]
+    sizes = [3000, 0, 9000, 8192, *range(240), 17_000]  # more than a table holds
+    names = ("everything", "normal", "wide_range")
+    scores = [values(names[i % 3], (n,), dtype, i) for i, n in enumerate(sizes)]
     kind = np.float64 if dtype == "float64" else np.float32
     size = 8 * np.dtype(kind).itemsize
     device = [backend.array(score, dtype) for score in scores]
@@ -268,36 +259,7 @@ def test_counts_of_digits(backend, dtype):
             np.testing.assert_array_equal(found, oracle.count_digits(own, prefix, round))
 
 
-# --- rows -------------------------------------------------------------------------------------------
-
-
-def check_rows(backend, score, keep, dtype="float32", offset=0, packed=False):
-    mask = undefined_mask(backend, score.shape, packed, offset)
-    backend.row_topk_mask(backend.array(score, dtype, offset), mask, keep)
-    assert_mask(mask, oracle.row_topk_mask(score, keep))
-
-
-@pytest.mark.parametrize("row", [1, 2, 7, 8, 9, 255, 257, 2047, 2049, 5000, 8193, 16_391])
-def test_row_sizes(backend, row):
-    for name in ("normal", "few_distinct", "all_equal"):
-        for keep in keeps(row):
-            check_rows(backend, values(name, (5, row)), keep)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", VALUES)
-def test_row_values(backend, name, dtype):
-    for keep in (1, 20, 39):
-        check_rows(backend, values(name, (2, 2, 40), dtype), keep, dtype, offset=8)
-
-
 # --- N:M --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("row", [8, 40, 256, 2048, 5000])
-def test_packed_rows(backend, row):
-    for keep in keeps(row):
-        check_rows(backend, values("few_distinct", (5, row)), keep, packed=True)
 
 
 def check_nm(backend, score, n, m, dtype="float32", offset=0, packed=False):
@@ -328,16 +290,12 @@ def test_nm_values(backend, name, dtype, n, m):
     check_nm(backend, values(name, (6, 20 * m), dtype), n, m, dtype, offset=8)
 
 
-@given(data=st.data(), rows=st.integers(1, 6), row=st.integers(1, 700), m=st.integers(1, 32))
-def test_any_rows_and_groups(any_backend, data, rows, row, m):
+@given(data=st.data(), groups=st.integers(1, 130), m=st.integers(1, 32))
+def test_any_groups(any_backend, data, groups, m):
     any_backend.vary(data)
     name, dtype = data.draw(st.sampled_from(sorted(VALUES))), data.draw(st.sampled_from(DTYPES))
-    offset = data.draw(st.sampled_from([0, 8]))
-    score = values(name, (rows, row), dtype, data.draw(st.integers(0, 9)))
-    check_rows(any_backend, score, data.draw(st.integers(0, row)), dtype, offset)
-    groups = score.ravel()[: score.size // m * m]
-    if groups.size:
-        check_nm(any_backend, groups, data.draw(st.integers(0, m)), m, dtype, offset)
+    score = values(name, (groups * m,), dtype, data.draw(st.integers(0, 9)))
+    check_nm(any_backend, score, data.draw(st.integers(0, m)), m, dtype, data.draw(st.sampled_from([0, 8])))
 
 
 # --- scores made on the fly -------------------------------------------------------------------------

@@ -197,15 +197,15 @@ def test_nm_mask(emulation, last_blocks, n, m):
     assert_same(mask.read(bool), oracle.nm_mask(tail, n, m))
 
 
-def test_row_topk_mask(emulation, last_blocks):
-    row = TAIL
+@pytest.mark.parametrize("row", [1000, TAIL, 9000, 13_000])  # of a warp, in registers, in shared memory, in neither
+def test_row_topk_mask(emulation, last_blocks, row):
     rows = PAST_32 // row
     tail = values("few_distinct", (row,))
     score, mask = Sparse(emulation, rows * row, 4).write(tail), Sparse(emulation, rows * row, 1)
     tensor = select_tensor(emulation, score, mask, row)
     last_blocks(1)
     emulation.cuda.row_topk_mask(tensor, emulation.Metric.stored, row, row // 2)
-    assert_same(mask.read(bool), oracle.row_topk_mask(tail, row - row // 2))
+    assert_same(mask.read(bool, row), oracle.row_topk_mask(tail, row - row // 2))
 
 
 @pytest.mark.parametrize("what", ["apply", "expand"])

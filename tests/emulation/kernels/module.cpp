@@ -14,6 +14,7 @@
 #include "../../../csrc/cpu/gather.h"
 #include "../../../csrc/cpu/kernels.h"
 #include "../../../csrc/cuda/kernels.h"
+#include "../../../csrc/cuda/plan.cuh"
 #include "../../../csrc/math/bracket.h"
 
 namespace py = pybind11;
@@ -137,6 +138,10 @@ struct Cuda {
     const Scratch work(cuda::select_scratch_bytes(tensors.data(), count, rule.strict));
     check(cuda::topk_mask(tensors.data(), count, rule, work.get(), cudaStream_t{}));
   }
+  static void row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k) {
+    const Scratch work(cuda::row_scratch_bytes(tensor, row));
+    check(cuda::row_topk_mask(tensor, metric, row, k, work.get(), cudaStream_t{}));
+  }
   static void update_topk_mask(const std::vector<UpdateTensor>& updates,
                                const std::vector<SelectTensor>& tensors, const UpdateRule& update,
                                const SelectRule& select) {
@@ -164,7 +169,7 @@ void bind_cuda(py::module_ m) {
                                    at<int64_t>(counts));
   });
   m.def("update_topk_mask", Cuda::update_topk_mask);
-  m.def("row_topk_mask", Cuda::call<cuda::row_topk_mask, SelectTensor, Metric, int64_t, int64_t>);
+  m.def("row_topk_mask", Cuda::row_topk_mask);
   m.def("nm_mask", Cuda::call<cuda::nm_mask, SelectTensor, Metric, int64_t, int64_t>);
   m.def("apply_masks", [](const std::vector<MaskTensor>& tensors) {
     Cuda::call<cuda::apply_masks>(tensors.data(), tensors.size());
@@ -330,6 +335,14 @@ PYBIND11_MODULE(_emulation, m) {
       .def_property_readonly("address", &Memory::address)
       .def("write", &Memory::write, py::arg("data"), py::arg("offset") = 0)
       .def("read", &Memory::read, py::arg("bytes"), py::arg("offset") = 0);
+  // As on a device, whose limits are not those of the emulated kernels.
+  m.def("select_scratch_bytes", [](const std::vector<SelectTensor>& tensors, bool strict) {
+    const auto count = static_cast<int64_t>(tensors.size());
+    return cuda::scratch_bytes(cuda::Sizes(cuda::kShippedLimits, tensors.data(), count, strict));
+  });
+  m.def("block_scratch_bytes",
+        [](const BlockTensor& tensor) { return cuda::block_scratch_bytes(&tensor, 1); });
+  m.def("row_scratch_bytes", cuda::row_scratch_bytes);
   m.def("sample_position", sample_position, py::arg("j"), py::arg("size"), py::arg("total"));
   bind_structures(m);
   bind_cuda(m.def_submodule("cuda"));
