@@ -84,7 +84,7 @@ def test_memory_of_a_selection_is_a_fraction_of_the_scores():
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     ops.topk_mask(score, keep=2**23, out=mask)
-    assert torch.cuda.max_memory_allocated() - before < score.nbytes / 8
+    assert torch.cuda.max_memory_allocated() - before < 0.03 * score.nbytes + 2**22
 
 
 def test_no_memory_is_kept():

@@ -212,11 +212,11 @@ def test_a_nan_wins_the_maximum_wherever_it_is(backend):
 
 
 #: Blocks that are cut into parts of 128 rows, of so many columns that a tile reads 32,768 entries, or of both; and
-#: those around them that are not.
+#: those around them that are not. More parts than a warp has lanes come last.
 LARGE = [((127, 3), (127, 1)), ((128, 5), (128, 1)), ((129, 5), (129, 1)), ((514, 300), (257, 1)),
          ((260, 40), (130, 20)), ((3, 4096), (1, 4096)), ((9, 4097), (1, 4097)), ((8, 9000), (8, 9000)),
          ((5, 7000), (5, 3500)), ((140, 600), (140, 600)), ((2, 256), (1, 256)), ((4, 514), (2, 257)),
-         ((256, 64), (256, 32))]  # fmt: skip
+         ((256, 64), (256, 32)), ((4300, 2), (4300, 1))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("shape", "block"), LARGE)
