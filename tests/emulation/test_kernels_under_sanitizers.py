@@ -31,7 +31,8 @@ cpu.update_scores(scores, weights[: len(scores)], [None] * len(scores), metric="
 
 
 def run(module, script, *args):
-    folders = f"{Path(module.__file__).parent}{os.pathsep}{Path(__file__).parent}"
+    tests = Path(__file__).parent
+    folders = os.pathsep.join(map(str, (Path(module.__file__).parent, tests, tests.parent)))
     return subprocess.run(
         [sys.executable, "-c", "import sys\n" + script, *args], env={**os.environ, "PYTHONPATH": folders},
         capture_output=True, text=True,
