@@ -90,23 +90,35 @@ place_library() {
   "$python" -m bench.environment --device "$device" --native
 }
 
-sanitize() {
-  local tool
-  if [ "$device" = cpu ]; then skip sanitizer "dry run"; return; fi
-  local sanitizer
-  sanitizer=$(command -v compute-sanitizer || compgen -G '/usr/local/cuda*/bin/compute-sanitizer' | head -n 1)
-  if [ -z "$sanitizer" ]; then skip sanitizer "compute-sanitizer is not installed"; return; fi
+# The four tools side by side: each takes one processor, and little of the GPU.
+every_sanitizer() {
+  local tool pids=() failed=0
   for tool in memcheck racecheck initcheck synccheck; do
     # The caching allocator would hide accesses beyond a tensor.
-    stage "sanitizer-$tool" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-      "$python" -m bench.check --device cuda --entries 20000
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+      "$python" -m bench.check --device cuda --entries 20000 >"$output/$tool.log" 2>&1 &
+    pids+=($!)
   done
+  for tool in memcheck racecheck initcheck synccheck; do
+    wait "${pids[0]}" && echo "$tool: clean" || { echo "$tool: exit code $?; see $tool.log" && failed=1; }
+    pids=("${pids[@]:1}")
+  done
+  return $failed
+}
+
+sanitize() {
+  if [ "$device" = cpu ]; then skip sanitizers "dry run"; return; fi
+  sanitizer=$(command -v compute-sanitizer || compgen -G '/usr/local/cuda*/bin/compute-sanitizer' | head -n 1)
+  if [ -z "$sanitizer" ]; then skip sanitizers "compute-sanitizer is not installed"; return; fi
+  export sanitizer output
+  stage sanitizers 150 bash -c every_sanitizer
 }
 
 run_tests() {
   if ! has_module pytest; then skip tests "pytest is not installed; see check"; return; fi
-  local only=(-m cuda -q --continue-on-collection-errors -p no:cacheprovider)
+  local only=(-m "cuda and not large" -q --continue-on-collection-errors -p no:cacheprovider)
   if [ "$device" = cpu ]; then only+=(--collect-only); fi
+  if [ "$device" = cuda ] && has_module xdist; then only+=(-n 8); fi
   stage tests 150 "$python" -m pytest tests "${only[@]}"
 }
 
@@ -118,14 +130,14 @@ profile() {
   if [ -z "$ncu" ]; then skip ncu "ncu is not installed"; return; fi
   local cases=('update_scores_-snip momentum, fp32' 'update_block_scores_-4x1, fp32' 'topk_mask-random, keep 50 %, fp32')
   for case in "${cases[@]}"; do
-    stage "ncu-${case%%-*}" 40 "$ncu" --csv --kernel-name-base demangled --kernel-name regex:pruneops --launch-count 6 \
+    stage "ncu-${case%%-*}" 40 "$ncu" --csv --clock-control none --kernel-name-base demangled --kernel-name regex:pruneops --launch-count 6 \
       --metrics gpu__time_duration.sum,dram__bytes.sum,dram__throughput.avg.pct_of_peak_sustained_elapsed \
       "$python" -m bench --device cuda --only "$case" --contender pruneops
   done
 }
 
 benchmark() {
-  local budget=$(($(left) - 100))
+  local budget=$(($(left) - 130))  # for what still runs, what profiles and what reports
   if [ "$budget" -gt 240 ]; then budget=240; fi
   if [ "$budget" -lt 10 ]; then budget=10; fi
   stage bench $((budget + 45)) "$python" -m bench --device "$device" --size "$size" --budget "$budget" \
@@ -141,15 +153,15 @@ report() {
 
 # What a stage runs is its own process, so that it can be stopped.
 export python device library
-export -f describe_machine build place_library
+export -f describe_machine build place_library every_sanitizer
 
 stage machine 60 bash -c describe_machine || { echo "no usable device or torch" >&2; exit 1; }
 stage library 300 bash -c place_library || { echo "no usable library" >&2; exit 1; }
 stage check 60 "$python" -m bench.check --device "$device"
 run_tests
 sanitize
-profile
 benchmark
+profile
 report
 
 echo
