@@ -9,9 +9,7 @@
 #include "tensors.h"
 
 #if defined(PRUNEOPS_CUDA)
-// Only a torch with CUDA has this function; the library also loads where it is missing.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
-                                                                                   void** stream);
+#include <dlfcn.h>
 #endif
 
 namespace pruneops::ops {
@@ -25,14 +23,28 @@ inline cpu::Pool torch_pool() {
 }
 
 #if defined(PRUNEOPS_CUDA)
+// Which stream is current, from torch's CUDA library; null where torch has none. It is looked up and not
+// linked, since this library also loads beside a torch without CUDA, and torch loads its own where no weak
+// symbol sees them.
+using CurrentStream = AOTITorchError (*)(int32_t device, void** stream);
+inline CurrentStream current_stream() {
+  static const CurrentStream found = [] {
+    void* const torch_cuda = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    void* const function =
+        torch_cuda == nullptr ? nullptr : dlsym(torch_cuda, "aoti_torch_get_current_cuda_stream");
+    return reinterpret_cast<CurrentStream>(function);
+  }();
+  return found;
+}
+
 // Runs f(stream) with the tensor's device current, and raises the CUDA error that it returns.
 template <class F>
 void on_stream(const char* op, const Tensor& tensor, const F& f) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, op, ": this torch has no CUDA");
+  STD_TORCH_CHECK(current_stream() != nullptr, op, ": this torch has no CUDA");
   const int32_t device = tensor.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  STABLE_TORCH_ERROR_CODE_CHECK(current_stream()(device, &stream));
   const cudaError_t error = f(static_cast<cudaStream_t>(stream));
   STD_TORCH_CHECK(error == cudaSuccess, op, ": CUDA error: ", cudaGetErrorString(error));
 }
