@@ -49,8 +49,8 @@ FAULTS = [
     Fault(
         "blocks: lost barrier before warps meet",
         "cuda/block.cuh",
-        "tile, shared);\n  __syncthreads();\n  if (cut",
-        "tile, shared);\n  if (cut",
+        "= sums[i];\n  __syncthreads();",
+        "= sums[i];",
     ),
     Fault(
         "blocks: lost barrier after warps have met",
@@ -160,6 +160,9 @@ FAULTS = [
     Fault("maximum: NaN lost", "math/metric.h", "(a > b || a != a)", "(a > b)"),
     Fault("bfloat16: half away from even", "math/dtype.h", "bits + 0x7fffu", "bits + 0x8000u"),
     Fault("blocks: rows skipped", "cuda/block.cuh", "r += cut.warps)", "r += kWarps)"),
+    Fault(
+        "blocks in lanes: rows of all warps in one", "cuda/block.cuh", "(tile.first_row + warp) *", "tile.first_row *"
+    ),
     Fault("parts: last one too long", "cuda/block.cuh", "min64(cut.part_rows, t.block.n - first)", "cut.part_rows"),
     Fault(
         "parts: one for all of a row", "cuda/block.cuh", "* cut.parts_across + tile.part_across", "* cut.parts_across"

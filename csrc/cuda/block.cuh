@@ -3,7 +3,8 @@
 // A block is cut into parts, so that few large ones still occupy the device; the totals of parts meet in
 // scratch memory, in a fixed order. The 8 warps of a thread block share the rows of a part, or of the parts
 // of several rows of blocks where these have fewer than 8; each lane adds up kVector neighbouring columns
-// over its rows. The sums of lanes and warps meet in shared memory, again in a fixed order.
+// over its rows. The sums of lanes and warps meet in shared memory, again in a fixed order; blocks of few
+// rows that lie within the columns of a lane, such as 4x1 and 1x4, are finished there.
 #pragma once
 
 #include "block_scan.cuh"
@@ -16,6 +17,7 @@ static_assert(kSpan == kThreads, "a thread for each column");
 
 constexpr int64_t kPartRows = 128;                   // of a part at most,
 constexpr int64_t kPartEntries = kPartRows * kSpan;  // so that its columns are as many as a tile should read
+constexpr int32_t kWarpRows = 4;  // that a warp should have before another shares a part of a span
 
 // How a tensor is cut: its blocks into parts, and all parts into tiles of neighbours. Found on the host, as
 // its divisions would take a thread longer than the entries that it reads.
@@ -26,6 +28,7 @@ struct BlockCut {
   int32_t parts_across;
   int32_t per_span;  // neighbouring blocks of a tile; one where a block is wider than the span
   int32_t warps;     // that share a row of parts: a power of two, so that they divide the block's warps
+  bool in_lanes;     // blocks are whole within the columns of a lane
   int64_t tiles_across;
 
   explicit BlockCut(const BlockTensor& t)
@@ -33,7 +36,9 @@ struct BlockCut {
         part_cols(kSpan),
         per_span(1),
         warps(1) {
-    while (warps < kWarps && warps * 2 <= part_rows) warps *= 2;
+    const int32_t least = t.block.m <= kSpan ? kWarpRows : 1;
+    while (warps < kWarps && warps * 2 * least <= part_rows) warps *= 2;
+    in_lanes = warps == 1 && kVector % t.block.m == 0;
     if (t.block.m <= kSpan) {
       part_cols = static_cast<int32_t>(t.block.m);
       per_span = static_cast<int32_t>(kSpan / t.block.m);
@@ -109,19 +114,39 @@ __device__ __forceinline__ void add_row(const BlockTensor& t, const UpdateRule& 
   }
 }
 
-// One thread finishes a block from the sums of its warps and columns, and blends it into its score.
+// The score of a block from the sum of its entries and the old score.
+template <class T>
+__device__ __forceinline__ T updated_score(const BlockTensor& t, const UpdateRule& rule, T total, T old) {
+  T value = finish_block(rule.reduce, total, t.block.entries());
+  if (rule.skip_nonfinite && rule.metric == Metric::product) value = finite_or_zero(value);
+  return blend(rule.reads_score(), static_cast<T>(rule.alpha), old, static_cast<T>(rule.beta), value);
+}
+
 template <class T>
 __device__ __forceinline__ void finish_score(const BlockTensor& t, const UpdateRule& rule, int64_t place,
                                              T total) {
-  T value = finish_block(rule.reduce, total, t.block.entries());
-  if (rule.skip_nonfinite && rule.metric == Metric::product) value = finite_or_zero(value);
-  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
   visit_dtype(t.score_dtype, [&](auto element) {
     using E = decltype(element);
     auto* score = static_cast<typename E::type*>(t.score) + place;
     const T old = rule.reads_score() ? E::template load<T>(*score) : T(0);
-    *score = E::template store<T>(blend(rule.reads_score(), alpha, old, beta, value));
+    *score = E::template store<T>(updated_score(t, rule, total, old));
   });
+}
+
+// The scores of n columns in blocks of kWidth, the first of which is at `place`.
+template <int kWidth, class T>
+__device__ __forceinline__ void finish_lane(const BlockTensor& t, const UpdateRule& rule, int64_t place,
+                                            int n, const T (&sums)[kVector]) {
+  T scores[kVector] = {};
+  if (rule.reads_score()) load_entries(t.score, t.score_dtype, place, n / kWidth, scores);
+#pragma unroll
+  for (int i = 0; i < kVector / kWidth; ++i) {
+    T total = sums[i * kWidth];
+#pragma unroll
+    for (int c = 1; c < kWidth; ++c) total = combine(rule.reduce, total, sums[i * kWidth + c]);
+    scores[i] = updated_score(t, rule, total, scores[i]);
+  }
+  store_entries(t.score, t.score_dtype, place, n / kWidth, scores);
 }
 
 // The total of what the lanes of a warp hold, in every lane: the same operands meet in the same order.
@@ -167,30 +192,46 @@ struct PartRow {
         part(static_cast<int>(row - block_row * cut.parts_down)) {}
 };
 
-// The columns of a tile summed by each warp over its rows: into shared[warp].
+// The columns of a lane summed over the rows of its warp.
 template <class T>
 __device__ __forceinline__ void sum_rows(const BlockTensor& t, const UpdateRule& rule, T scale,
-                                         const BlockCut& cut, const BlockTile& tile,
-                                         T (&shared)[kWarps][kSpan]) {
+                                         const BlockCut& cut, const BlockTile& tile, T (&sums)[kVector]) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  T sums[kVector];
 #pragma unroll
   for (int i = 0; i < kVector; ++i) sums[i] = reduce_identity<T>(rule.reduce);
-  if (warp / cut.warps < tile.rows) {
-    const PartRow row(cut, tile.first_row + warp / cut.warps);
-    const int64_t first = static_cast<int64_t>(row.part) * cut.part_rows;
-    const int64_t from = row.block_row * t.block.n + first, rows = min64(cut.part_rows, t.block.n - first);
-    for (int64_t span = tile.begin; span < tile.end; span += kSpan) {
-      const int64_t col = span + lane * kVector;
-      if (col >= tile.end) continue;
-      const int n = static_cast<int>(min64(kVector, tile.end - col));
-      for (int64_t r = warp % cut.warps; r < rows; r += cut.warps) {
-        add_row(t, rule, scale, from + r, col, n, sums);
-      }
+  if (warp / cut.warps >= tile.rows) return;
+  const PartRow row(cut, tile.first_row + warp / cut.warps);
+  const int64_t first = static_cast<int64_t>(row.part) * cut.part_rows;
+  const int64_t from = row.block_row * t.block.n + first, rows = min64(cut.part_rows, t.block.n - first);
+  for (int64_t span = tile.begin; span < tile.end; span += kSpan) {
+    const int64_t col = span + lane * kVector;
+    if (col >= tile.end) continue;
+    const int n = static_cast<int>(min64(kVector, tile.end - col));
+    for (int64_t r = warp % cut.warps; r < rows; r += cut.warps) {
+      add_row(t, rule, scale, from + r, col, n, sums);
     }
   }
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) shared[warp][lane * kVector + i] = sums[i];
+}
+
+// A warp has a row of blocks, and each lane the sums of its columns.
+template <class T>
+__device__ __forceinline__ void finish_in_lanes(const BlockTensor& t, const UpdateRule& rule,
+                                                const BlockTile& tile, const T (&sums)[kVector]) {
+  const int warp = threadIdx.x / kWarp;
+  const int64_t col = tile.begin + threadIdx.x % kWarp * kVector;
+  if (warp >= tile.rows || col >= tile.end) return;
+  const int n = static_cast<int>(min64(kVector, tile.end - col));
+  const int64_t place = (tile.first_row + warp) * t.grid_cols() + col / t.block.m;
+  switch (t.block.m) {
+    case 1:
+      return finish_lane<1>(t, rule, place, n, sums);
+    case 2:
+      return finish_lane<2>(t, rule, place, n, sums);
+    case 4:
+      return finish_lane<4>(t, rule, place, n, sums);
+    default:
+      return finish_lane<8>(t, rule, place, n, sums);
+  }
 }
 
 // The columns of each row of parts summed over its warps: into shared[the first of them].
@@ -239,7 +280,11 @@ __device__ __forceinline__ void update_block_tile(const BlockTask& task, const U
   const BlockTensor& t = task.tensor;
   const BlockCut& cut = task.cut;
   const BlockTile tile(t, cut, number);
-  sum_rows(t, rule, scale, cut, tile, shared);
+  T sums[kVector];
+  sum_rows(t, rule, scale, cut, tile, sums);
+  if (cut.in_lanes) return finish_in_lanes(t, rule, tile, sums);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) shared[threadIdx.x / kWarp][threadIdx.x % kWarp * kVector + i] = sums[i];
   __syncthreads();
   if (cut.warps > 1) {
     combine_warps(rule.reduce, cut, shared);
