@@ -63,7 +63,7 @@ class Code:
                 if found[1].startswith(("bra", "brx", "ret", "exit")):
                     self.blocks.append([])
         self.successors = [self._successors(i, labels) for i in range(len(self.blocks))]
-        self.definitions = defaultdict(list)
+        self.definitions, self.firsts = defaultdict(list), {}
         for block in self.blocks:
             for operation, operands, _ in block:
                 if not operation.startswith(("st.", "bra", "brx", "bar", "red.")):
@@ -103,7 +103,16 @@ class Code:
             if operation.startswith(("mov.", "cvta.", "add.s64", "add.u64")) and "{" not in sources:
                 parts = [self.sum_of(source) for source in sources.split(", ")]
                 return tuple(sorted(sum((p[0] for p in parts), ()))), sum(p[1] for p in parts)
-        return (operand,), 0
+        return (self._first(operand),), 0
+
+    @cache  # noqa: B019
+    def _first(self, register):
+        """The first register that is made as this one is: an address is often computed more than once."""
+        if len(self.definitions[register]) != 1:
+            return register
+        operation, sources, lane = self.definitions[register][0]
+        sources = REGISTER.sub(lambda source: self._first(source[0]), sources)
+        return self.firsts.setdefault((operation, sources, lane), register)
 
     def _address(self, operands):
         base, offset = ADDRESS.search(operands).groups(default="0")

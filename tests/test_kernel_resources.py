@@ -10,9 +10,9 @@ import pytest
 
 compiled = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not there")
 
-#: Bytes of a thread's 8 entries: of scores, weights and gradients in each dtype, of words that a mask is applied to in
-#: each size, and of the mask itself.
-FLOATS, WORDS, MASK = 8 * (4 + 2 + 2 + 8), 8 * (1 + 2 + 4 + 8), 8
+#: Bytes of a thread's 8 entries: of scores, weights and gradients in each dtype that a float holds, of words that a mask
+#: is applied to in each size, and of the mask itself.
+FLOATS, WORDS, MASK = 8 * (4 + 2 + 2), 8 * (1 + 2 + 4 + 8), 8
 
 
 def pointers(*names):
@@ -39,16 +39,17 @@ class Hot:
     strided: bool = False
 
 
-#: By the names of kernels and of their template arguments. A tile is 4 vectors of each thread, which takes a whole one
-#: of stored scores in a way of its own.
+#: By the names of kernels and of their template arguments. A tile is 4 vectors of each thread, and a batch 2, which take
+#: stored scores in a way of their own.
 TILES = {"ld weight": 8 * FLOATS, "ld grad": 4 * FLOATS}
+BATCHES = {"ld weight": 4 * FLOATS, "ld grad": 2 * FLOATS}
 VECTORS = {"ld weight": FLOATS, "ld grad": FLOATS}
 HOT = {
     "update_scores_kernel": Hot(UPDATE, {**VECTORS, "ld score": FLOATS, "st score": FLOATS}),
     "update_block_scores_kernel": Hot(UPDATE, VECTORS, strided=True),
-    "pass_kernel MetricKeys": Hot(SELECT, TILES),
-    "pass_kernel UpdatedKeys": Hot(
-        FUSED, dict.fromkeys(("ld score", "ld weight", "ld grad", "st score"), 4 * FLOATS)
+    "pass_kernel MetricScores": Hot(SELECT, BATCHES),
+    "pass_kernel UpdatedScores": Hot(
+        FUSED, dict.fromkeys(("ld score", "ld weight", "ld grad", "st score"), 2 * FLOATS)
     ),
     "round_kernel": Hot(SELECT, TILES),
     "count_next_digits_kernel": Hot(SELECT, TILES),

@@ -85,7 +85,7 @@ __device__ __forceinline__ void load_row(const void* data, Dtype dtype, const Ma
     return load_entries(data, dtype, matrix.offset(strides, row, col), n, out);
   }
   ColumnWalk walk(matrix, strides, row, col);
-  visit_dtype(dtype, [&](auto element) {
+  visit_dtype_of<T>(dtype, [&](auto element) {
     using E = decltype(element);
     const auto* source = static_cast<const typename E::type*>(data);
 #pragma unroll
@@ -125,7 +125,7 @@ __device__ __forceinline__ T updated_score(const BlockTensor& t, const UpdateRul
 template <class T>
 __device__ __forceinline__ void finish_score(const BlockTensor& t, const UpdateRule& rule, int64_t place,
                                              T total) {
-  visit_dtype(t.score_dtype, [&](auto element) {
+  visit_dtype_of<T>(t.score_dtype, [&](auto element) {
     using E = decltype(element);
     auto* score = static_cast<typename E::type*>(t.score) + place;
     const T old = rule.reads_score() ? E::template load<T>(*score) : T(0);

@@ -14,33 +14,33 @@ struct FusedTensor {
   PRUNEOPS_HD int64_t size() const { return update.numel; }
 };
 
-// The keys of the scores [at, at + n) after an update: as they are stored, in type T's order.
+// The scores [at, at + n) after an update, as they are stored, which may write them.
 template <class T, class Own>
-__device__ __forceinline__ void updated_own_keys(const UpdateTensor& t, const UpdateRule& rule, int64_t at,
-                                                 int n, bool writes, Key<T> (&keys)[kVector]) {
+__device__ __forceinline__ void updated_own_scores(const UpdateTensor& t, const UpdateRule& rule, int64_t at,
+                                                   int n, bool writes, T (&out)[kVector]) {
   Own scores[kVector];
   if (overflowed(rule)) {
     load_entries(t.score, t.score_dtype, at, n, scores);
   } else {
     updated_scores(t, rule, grad_scale_of<Own>(rule), at, n, scores);
     if (writes) store_entries(t.score, t.score_dtype, at, n, scores);
-    visit_dtype(t.score_dtype, [&](auto element) {
+    visit_dtype_of<Own>(t.score_dtype, [&](auto element) {
       using E = decltype(element);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) scores[i] = E::template load<Own>(E::store(scores[i]));
     });
   }
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) keys[i] = sort_key(static_cast<T>(scores[i]));
+  for (int i = 0; i < kVector; ++i) out[i] = static_cast<T>(scores[i]);
 }
 
 template <class T>
-__device__ __forceinline__ void updated_keys(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int n,
-                                             bool writes, Key<T> (&keys)[kVector]) {
+__device__ __forceinline__ void updated_scores_of(const UpdateTensor& t, const UpdateRule& rule, int64_t at,
+                                                  int n, bool writes, T (&out)[kVector]) {
   if constexpr (sizeof(T) == sizeof(double)) {
-    if (t.wide()) return updated_own_keys<T, double>(t, rule, at, n, writes, keys);
+    if (t.wide()) return updated_own_scores<T, double>(t, rule, at, n, writes, out);
   }
-  updated_own_keys<T, float>(t, rule, at, n, writes, keys);
+  updated_own_scores<T, float>(t, rule, at, n, writes, out);
 }
 
 }  // namespace pruneops::cuda

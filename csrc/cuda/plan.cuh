@@ -28,7 +28,8 @@ struct SelectState {
   unsigned long long counts[S::kRounds][S::kBins];
   unsigned long long
       inside_counts[S::kBins];  // first digits of the keys in the bracket, where none is collected
-  unsigned long long below, at_low, between, at_high;
+  unsigned long long kept;      // from the high end of the bracket up
+  unsigned long long at_low, between, at_high;
   Bracket<K> bracket;
 };
 
@@ -54,9 +55,12 @@ struct SelectWork {
   __device__ __forceinline__ unsigned* ties_of(Ties which) const {
     return ties + static_cast<int64_t>(which) * parts;
   }
+  // One key for both ends is kept by the pass.
   __device__ __forceinline__ BracketCounts counted() const {
-    return {static_cast<int64_t>(state->below), static_cast<int64_t>(state->at_low),
-            static_cast<int64_t>(state->between), static_cast<int64_t>(state->at_high)};
+    const auto at_low = static_cast<int64_t>(state->at_low), between = static_cast<int64_t>(state->between);
+    const int64_t low_kept = state->bracket.low == state->bracket.high ? at_low : 0;
+    const int64_t from_low = static_cast<int64_t>(state->kept) - low_kept + at_low + between;
+    return {entries - from_low, at_low, between, static_cast<int64_t>(state->at_high)};
   }
   __device__ __forceinline__ bool missed() const { return find_rank(counted(), k) == Found::missed; }
   // Whether the pass has written masks and collected every key that it left undecided.

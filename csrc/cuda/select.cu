@@ -1,8 +1,8 @@
 #include "select.cuh"
 
-#include "bracket.cuh"
 #include "kernels.h"
 #include "nm.cuh"
+#include "pass.cuh"
 #include "plan.cuh"
 
 namespace pruneops::cuda {
@@ -34,7 +34,7 @@ class Selecting {
   cudaError_t search() {
     PRUNEOPS_RETURN_IF_ERROR(clear());
     if (work_.sample_size > 0) {
-      const MetricKeys source{metric_};
+      const MetricScores source{metric_};
       PRUNEOPS_RETURN_IF_ERROR(work_.collects ? pass<true>(tensors_, source) : pass<false>(tensors_, source));
     }
     return rounds();
@@ -44,7 +44,7 @@ class Selecting {
   template <class Fused>
   cudaError_t search_updated(const Fused& fused, const UpdateRule& rule) {
     PRUNEOPS_RETURN_IF_ERROR(clear());
-    PRUNEOPS_RETURN_IF_ERROR(pass<true>(fused, UpdatedKeys{rule}));
+    PRUNEOPS_RETURN_IF_ERROR(pass<true>(fused, UpdatedScores{rule}));
     return rounds();
   }
 

@@ -1,5 +1,5 @@
 // Exact global selection as a chain of kernels that decide by themselves what is left to do: a pass over a
-// bracket where one is worth its sample (bracket.cuh), rounds of digit counts, counts of ties, and the masks.
+// bracket where one is worth its sample (pass.cuh), rounds of digit counts, counts of ties, and the masks.
 // All state stays in device memory. A kernel's first act is the decision from the counts of the kernel before
 // it, made by each of its blocks for itself, which costs less than a launch.
 #pragma once
@@ -329,9 +329,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
 
 __global__ void __launch_bounds__(kThreads)
     fill_masks_kernel(const __grid_constant__ Table<SelectTensor> table, const bool keep) {
-  Vector<bool> all;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) all.words[i] = keep;
+  const MaskBytes all = mask_bytes([=](int) { return keep; });
   for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
     for_each_vector(begin, end, [&](int64_t at, int n) { store_mask(t, at, n, all); });
   });

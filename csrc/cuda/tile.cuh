@@ -63,7 +63,7 @@ __device__ __forceinline__ void load_keys(const SelectTensor& t, Metric metric, 
 template <class Held>
 __device__ __forceinline__ void load_whole_vectors(const void* data, Dtype dtype, Held& held) {
   using T = typename Held::Type;
-  visit_dtype(dtype, [&](auto element) {
+  visit_dtype_of<T>(dtype, [&](auto element) {
     using E = decltype(element);
     Vector<typename E::type> raw[Held::kVectors];
 #pragma unroll
@@ -105,10 +105,8 @@ __device__ __forceinline__ TileKeys<T> load_tile(const SelectTensor& t, Metric m
 // Keeps the keys of vector v for which keep(key) holds.
 template <class Held, class Tensor, class F>
 __device__ __forceinline__ void store_kept(const Tensor& t, const Held& held, int v, const F& keep) {
-  Vector<bool> kept;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) kept.words[i] = keep(held.keys[v][i]);
-  if (held.size(v) > 0) store_mask(t, held.at(v), held.size(v), kept);
+  const MaskBytes mask = mask_bytes([&](int i) { return keep(held.keys[v][i]); });
+  if (held.size(v) > 0) store_mask(t, held.at(v), held.size(v), mask);
 }
 
 // Keeps the keys that are above the threshold, or also those that tie with it.

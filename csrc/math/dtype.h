@@ -130,4 +130,20 @@ PRUNEOPS_HD void visit_dtype(Dtype dtype, F&& f) {
   }
 }
 
+// The same for what is computed as T: a float64 is never computed in float.
+template <class T, class F>
+PRUNEOPS_HD void visit_dtype_of(Dtype dtype, F&& f) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    if (dtype == Dtype::f64) return f(Element<Dtype::f64>{});
+  }
+  switch (dtype) {
+    case Dtype::f32:
+      return f(Element<Dtype::f32>{});
+    case Dtype::bf16:
+      return f(Element<Dtype::bf16>{});
+    default:
+      return f(Element<Dtype::f16>{});
+  }
+}
+
 }  // namespace pruneops

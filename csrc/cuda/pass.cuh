@@ -1,0 +1,220 @@
+// The pass over a bracket: writes masks, counts, and collects what is strictly inside.
+#pragma once
+
+#include <math.h>
+
+#include "sample.cuh"
+
+namespace pruneops::cuda {
+
+// Ties with the ends of a bracket among the entries that a warp has of a tile: those of the high end count
+// from bit 16.
+constexpr unsigned kLowTie = 1, kHighTie = 1 << 16;
+static_assert(kTile / kWarps < kHighTie, "the ties of a warp");
+
+// Parts scores by a bracket. Nearly all are told apart by two operations, of which none makes a key: a
+// comparison with the high end, and the distance to the middle. Subtraction rounds monotonously, so that no
+// score between the ends is farther from the middle than they are.
+template <class T>
+struct Sieve {
+  using K = Key<T>;
+  Bracket<K> bracket;
+  T high;  // NaN, which no score reaches, where there is no high end
+  T middle;
+  T reach;  // infinite where an end is no finite number
+
+  // The ends are keys of scores, or beyond all of them.
+  __device__ explicit Sieve(const Bracket<K>& ends) : bracket(ends), high(key_to_score<T>(ends.high)) {
+    const T low = key_to_score<T>(bracket.low);
+    middle = low + (high - low) / 2;
+    reach = fmax(fabs(low - middle), fabs(high - middle));
+    if (is_finite(low) && is_finite(high) && is_finite(reach)) return;
+    middle = T(0);
+    reach = static_cast<T>(INFINITY);
+  }
+  __device__ __forceinline__ MaskBytes keep(const T (&scores)[kVector]) const {
+    return mask_bytes([&](int i) { return scores[i] >= high; }, bracket.high == 0 ? kAllKept : 0);
+  }
+  // Whether a vector has neither ties with an end nor keys between.
+  __device__ __forceinline__ bool is_far(const T (&scores)[kVector]) const {
+    T nearest = fabs(scores[0] - middle);
+#pragma unroll
+    for (int i = 1; i < kVector; ++i) nearest = fmin(nearest, fabs(scores[i] - middle));
+    return nearest > reach;
+  }
+  // The ties of a vector with the ends; inside(key, i) for its keys strictly between them.
+  template <class F>
+  __device__ __forceinline__ unsigned sift(const T (&scores)[kVector], int n, const F& inside) const {
+    unsigned ties = 0;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (fabs(scores[i] - middle) > reach) continue;
+      const K key = sort_key(scores[i]);
+      if (i >= n || key < bracket.low || key > bracket.high) continue;
+      if (key == bracket.low) {
+        ties += kLowTie;
+      } else if (key == bracket.high) {
+        ties += kHighTie;
+      } else {
+        inside(key, i);
+      }
+    }
+    return ties;
+  }
+};
+
+// What is found inside the bracket in a tile, before it has its place in memory.
+template <class K>
+struct Stage {
+  static constexpr unsigned kCapacity = 1024;
+  K keys[kCapacity];
+  uint16_t places[kCapacity];
+  unsigned count;  // of what was found, which may be more
+
+  __device__ __forceinline__ void add(K key, unsigned place) {
+    const unsigned next = atomicAdd(&count, 1u);
+    if (next >= kCapacity) return;
+    keys[next] = key;
+    places[next] = static_cast<uint16_t>(place);
+  }
+};
+
+// One stage is filled while the other is copied.
+template <class K>
+struct Collecting {
+  Stage<K> stages[2];
+  unsigned long long begin;  // of the run of a tile
+  unsigned again;            // keys found when a tile is passed over once more
+};
+
+// The run of a tile, from its stage; where that did not hold it, from the tile again. Every thread of the
+// block calls it.
+template <class T, class Source>
+__device__ __forceinline__ void write_run(const typename Source::Tensor& t, const Source& source,
+                                          int64_t begin, int64_t end, const Sieve<T>& sieve,
+                                          const SelectWork<Key<T>>& work, int64_t number, const int turn,
+                                          Collecting<Key<T>>& shared) {
+  using K = Key<T>;
+  const Stage<K>& stage = shared.stages[turn];
+  __syncthreads();
+  const unsigned count = stage.count;
+  if (threadIdx.x == 0) {
+    const unsigned long long first =
+        count > 0 ? atomicAdd(&work.state->between, static_cast<unsigned long long>(count)) : 0;
+    work.runs[number] = {static_cast<unsigned>(first), count};
+    shared.begin = first;
+    shared.again = 0;
+    shared.stages[1 - turn].count = 0;
+  }
+  __syncthreads();
+  const auto first = static_cast<int64_t>(shared.begin);
+  if (first + count > work.capacity) return;
+  if (count <= stage.kCapacity) {
+    for (unsigned i = threadIdx.x; i < count; i += kThreads) {
+      work.few[first + i] = stage.keys[i];
+      work.places[first + i] = stage.places[i];
+    }
+    return;
+  }
+  const auto take = [&](const Batch& batch, auto& scores) { source.take_again(t, batch, scores); };
+  for_each_batch<T>(begin, end, take, [&](const Batch& batch, const auto& scores) {
+#pragma unroll
+    for (int v = 0; v < kBatch; ++v) {
+      sieve.sift(scores[v], batch.size(v), [&](K key, int i) {
+        const int64_t next = first + atomicAdd(&shared.again, 1u);
+        work.few[next] = key;
+        work.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
+      });
+    }
+  });
+}
+
+// Blocks of the pass that shall fit a multiprocessor.
+template <class T>
+constexpr int kPassBlocks = sizeof(T) == sizeof(float) ? 4 : 1;
+
+// Ties of a warp with the ends: of the part that its tile lies in, and of its block.
+template <class K>
+__device__ __forceinline__ void add_ties(const SelectWork<K>& work, int64_t number, unsigned ties,
+                                         unsigned long long (&of_block)[2]) {
+  ties = __reduce_add_sync(kAllLanes, ties);
+  if (threadIdx.x % kWarp != 0 || ties == 0) return;
+  const int64_t part = work.part_of(number);
+  const unsigned own[] = {ties % kHighTie, ties / kHighTie};
+#pragma unroll
+  for (int end = 0; end < 2; ++end) {
+    if (own[end] == 0) continue;
+    atomicAdd(&work.ties_of(end == 0 ? Ties::low : Ties::high)[part], own[end]);
+    atomicAdd(&of_block[end], static_cast<unsigned long long>(own[end]));
+  }
+}
+
+__device__ __forceinline__ void add_warp_total(unsigned own, unsigned long long& total) {
+  const unsigned sum = __reduce_add_sync(kAllLanes, own);
+  if (threadIdx.x % kWarp == 0 && sum > 0) atomicAdd(&total, static_cast<unsigned long long>(sum));
+}
+
+// Writes masks and collects what is inside the bracket; without kCollect, counts the first digits of that.
+template <class T, class Source, bool kCollect>
+__global__ void __launch_bounds__(kThreads, kPassBlocks<T>)
+    pass_kernel(const __grid_constant__ Table<typename Source::Tensor> table, const Source source,
+                const SelectWork<Key<T>> work) {
+  using K = Key<T>;
+  __shared__ Deciding<K> deciding;
+  __shared__ unsigned long long ties_of_block[2];  // with the low end, and with the high one
+  __shared__ std::conditional_t<kCollect, Collecting<K>, unsigned[Search<K>::kBins]> found;
+  const Bracket<K> bracket = find_bracket(work, deciding);
+  const Sieve<T> sieve(bracket);
+  const auto inside =
+      start_search(work.k, static_cast<K>(bracket.low + 1), static_cast<K>(bracket.high - 1), 0, 0);
+  if (is_first_thread()) work.state->bracket = bracket;
+  if (threadIdx.x < 2) ties_of_block[threadIdx.x] = 0;
+  if constexpr (kCollect) {
+    if (threadIdx.x == 0) found.stages[0].count = 0;
+    __syncthreads();
+  } else {
+    clear_counts(found);
+  }
+  unsigned kept = 0, between = 0;
+  int turn = 0;
+  for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
+    unsigned ties = 0;
+    const auto take = [&](const Batch& batch, auto& scores) { source.take(t, batch, scores); };
+    for_each_batch<T>(begin, end, take, [&](const Batch& batch, const auto& scores) {
+#pragma unroll
+      for (int v = 0; v < kBatch; ++v) {
+        const int n = batch.size(v);
+        if (n == 0) continue;
+        const MaskBytes mask = sieve.keep(scores[v]);
+        if (kCollect && t.mask != nullptr) store_mask(t, batch.at(v), n, mask);
+        kept += static_cast<unsigned>(mask.count(n));
+        if (sieve.is_far(scores[v])) continue;
+        ties += sieve.sift(scores[v], n, [&](K key, int i) {
+          if constexpr (kCollect) {
+            found.stages[turn].add(key, static_cast<unsigned>(batch.at(v) + i - begin));
+          } else {
+            ++between;
+            atomicAdd(&found[inside.digit(key, 0)], 1u);
+          }
+        });
+      }
+    });
+    add_ties(work, number, ties, ties_of_block);
+    if constexpr (kCollect) {
+      write_run<T>(t, source, begin, end, sieve, work, number, turn, found);
+      turn = 1 - turn;
+    }
+  });
+  add_warp_total(kept, work.state->kept);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    atomicAdd(&work.state->at_low, ties_of_block[0]);
+    atomicAdd(&work.state->at_high, ties_of_block[1]);
+  }
+  if constexpr (!kCollect) {
+    add_warp_total(between, work.state->between);
+    add_counts(found, work.state->inside_counts);
+  }
+}
+
+}  // namespace pruneops::cuda

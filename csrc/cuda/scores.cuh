@@ -1,0 +1,99 @@
+// The scores of a thread's vectors, with the loads of all of them under way before the first is used.
+#pragma once
+
+#include "table.cuh"
+#include "vector.cuh"
+
+namespace pruneops::cuda {
+
+// The vectors that each thread of a block has of the entries [begin, end), at most kEntries: vector v of a
+// thread lies behind those of all threads before v.
+template <int kCount>
+struct Vectors {
+  static constexpr int64_t kEntries = static_cast<int64_t>(kCount) * kThreads * kVector;
+
+  int64_t begin;
+  int64_t end;
+
+  __device__ __forceinline__ int64_t at(int v) const { return begin + offset(v); }
+  // Entries of vector v: fewer, or none, at the end.
+  __device__ __forceinline__ int size(int v) const {
+    const int left = static_cast<int>(end - begin) - static_cast<int>(offset(v));
+    return left < 0 ? 0 : left < kVector ? left : kVector;
+  }
+  __device__ __forceinline__ bool are_whole() const { return size(kCount - 1) == kVector; }
+
+ private:
+  static __device__ __forceinline__ unsigned offset(int v) {
+    return (static_cast<unsigned>(v) * kThreads + threadIdx.x) * kVector;
+  }
+};
+
+template <class T, int kCount>
+__device__ __forceinline__ void load_vectors(const void* data, Dtype dtype, const Vectors<kCount>& vectors,
+                                             T (&out)[kCount][kVector]) {
+  visit_dtype_of<T>(dtype, [&](auto element) {
+    using E = decltype(element);
+    using Word = typename E::type;
+    const auto* source = static_cast<const Word*>(data);
+    Vector<Word> raw[kCount];
+    if (vectors.are_whole() && is_aligned(source + vectors.at(0), Vector<Word>::kAlign)) {
+#pragma unroll
+      for (int v = 0; v < kCount; ++v) raw[v].load(source + vectors.at(v));
+    } else {
+#pragma unroll
+      for (int v = 0; v < kCount; ++v) raw[v] = load_words(source + vectors.at(v), vectors.size(v));
+    }
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) out[v][i] = E::template load<T>(raw[v].words[i]);
+    }
+  });
+}
+
+// Scores of a tensor, stored or made on the fly in the tensor's own type.
+template <class Own, class T, int kCount>
+__device__ __forceinline__ void load_own_scores(const SelectTensor& t, Metric metric,
+                                                const Vectors<kCount>& vectors, T (&out)[kCount][kVector]) {
+  if (metric == Metric::stored) return load_vectors(t.weight, t.weight_dtype, vectors, out);
+  Own w[kCount][kVector] = {};
+  if (reads_weight(metric)) load_vectors(t.weight, t.weight_dtype, vectors, w);
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) {
+    const int n = vectors.size(v);
+    Own g[kVector] = {}, norm[kVector] = {}, scores[kVector];
+    if (reads_grad(metric)) load_entries(t.grad, t.grad_dtype, vectors.at(v), n, g);
+    if (metric == Metric::wanda) load_norms(t, vectors.at(v), n, norm);
+    values_of(metric, w[v], g, norm, scores);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) out[v][i] = static_cast<T>(scores[i]);
+  }
+}
+
+// A score is computed in its own tensor's type, whatever other tensors it is ranked with.
+template <class T, int kCount>
+__device__ __forceinline__ void load_scores(const SelectTensor& t, Metric metric,
+                                            const Vectors<kCount>& vectors, T (&out)[kCount][kVector]) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    if (t.wide()) return load_own_scores<double>(t, metric, vectors, out);
+  }
+  load_own_scores<float>(t, metric, vectors, out);
+}
+
+// One score.
+template <class T>
+__device__ __forceinline__ T load_score(const SelectTensor& t, Metric metric, int64_t at) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    if (t.wide()) {
+      double wide[kVector];
+      load_scores(t, metric, at, 1, wide);
+      return wide[0];
+    }
+  }
+  float scores[kVector];
+  load_scores(t, metric, at, 1, scores);
+  return static_cast<T>(scores[0]);
+}
+
+}  // namespace pruneops::cuda
