@@ -76,14 +76,19 @@ inline int64_t total_bytes(const BlockTensor& t) {
   return parts == 1 ? 0 : ceil_div(t.grid_rows() * t.grid_cols() * parts * bytes, 16) * 16;
 }
 
-// Entries [col, col + n) of a row as T.
-template <class T>
+// Whether the columns of a row lie side by side in every tensor.
+inline bool has_flat_rows(const BlockTensor& t) {
+  const bool weight = t.weight == nullptr || t.weight_strides.inner == 1;
+  const bool grad = t.grad == nullptr || t.grad_strides.inner == 1;
+  return t.matrix.inner == t.matrix.cols && weight && grad;
+}
+
+// Entries [col, col + n) of a row as T; kFlat: its columns lie side by side.
+template <bool kFlat, class T>
 __device__ __forceinline__ void load_row(const void* data, Dtype dtype, const Matrix& matrix,
                                          const Strides& strides, int64_t row, int64_t col, int n,
                                          T (&out)[kVector]) {
-  if (strides.inner == 1 && matrix.inner == matrix.cols) {
-    return load_entries(data, dtype, matrix.offset(strides, row, col), n, out);
-  }
+  if constexpr (kFlat) return load_entries(data, dtype, row * strides.row + col, n, out);
   ColumnWalk walk(matrix, strides, row, col);
   visit_dtype_of<T>(dtype, [&](auto element) {
     using E = decltype(element);
@@ -95,13 +100,14 @@ __device__ __forceinline__ void load_row(const void* data, Dtype dtype, const Ma
   });
 }
 
-template <class T>
+template <bool kFlat, class T>
 __device__ __forceinline__ void add_row(const BlockTensor& t, const UpdateRule& rule, T scale, int64_t row,
                                         int64_t col, int n, T (&sums)[kVector]) {
   T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {}, v[kVector];
   if (reads_weight(rule.metric))
-    load_row(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row, col, n, w);
-  if (reads_grad(rule.metric)) load_row(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, col, n, g);
+    load_row<kFlat>(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row, col, n, w);
+  if (reads_grad(rule.metric))
+    load_row<kFlat>(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, col, n, g);
   if (rule.grad_scale != nullptr) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) g[i] = g[i] / scale;
@@ -170,8 +176,8 @@ struct BlockTile {
   int part_across;
 
   __device__ BlockTile(const BlockTensor& t, const BlockCut& cut, int64_t tile) {
-    const int64_t down = tile / cut.tiles_across, across = tile - down * cut.tiles_across;
-    const int64_t span = cut.parts_across == 1 ? across : across / cut.parts_across;
+    const int64_t down = divide(tile, cut.tiles_across), across = tile - down * cut.tiles_across;
+    const int64_t span = cut.parts_across == 1 ? across : divide(across, cut.parts_across);
     part_across = static_cast<int>(across - span * cut.parts_across);
     first_row = down * cut.rows_of_tile();
     first_block = span * cut.per_span;
@@ -188,12 +194,12 @@ struct PartRow {
   int part;
 
   __device__ PartRow(const BlockCut& cut, int64_t row)
-      : block_row(cut.parts_down == 1 ? row : row / cut.parts_down),
+      : block_row(cut.parts_down == 1 ? row : divide(row, cut.parts_down)),
         part(static_cast<int>(row - block_row * cut.parts_down)) {}
 };
 
 // The columns of a lane summed over the rows of its warp.
-template <class T>
+template <bool kFlat, class T>
 __device__ __forceinline__ void sum_rows(const BlockTensor& t, const UpdateRule& rule, T scale,
                                          const BlockCut& cut, const BlockTile& tile, T (&sums)[kVector]) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -208,7 +214,7 @@ __device__ __forceinline__ void sum_rows(const BlockTensor& t, const UpdateRule&
     if (col >= tile.end) continue;
     const int n = static_cast<int>(min64(kVector, tile.end - col));
     for (int64_t r = warp % cut.warps; r < rows; r += cut.warps) {
-      add_row(t, rule, scale, from + r, col, n, sums);
+      add_row<kFlat>(t, rule, scale, from + r, col, n, sums);
     }
   }
 }
@@ -221,7 +227,7 @@ __device__ __forceinline__ void finish_in_lanes(const BlockTensor& t, const Upda
   const int64_t col = tile.begin + threadIdx.x % kWarp * kVector;
   if (warp >= tile.rows || col >= tile.end) return;
   const int n = static_cast<int>(min64(kVector, tile.end - col));
-  const int64_t place = (tile.first_row + warp) * t.grid_cols() + col / t.block.m;
+  const int64_t place = (tile.first_row + warp) * t.grid_cols() + divide(col, t.block.m);
   switch (t.block.m) {
     case 1:
       return finish_lane<1>(t, rule, place, n, sums);
@@ -274,14 +280,14 @@ __device__ __forceinline__ void for_each_total(const BlockTensor& t, Reduce redu
   }
 }
 
-template <class T>
+template <bool kFlat, class T>
 __device__ __forceinline__ void update_block_tile(const BlockTask& task, const UpdateRule& rule, T scale,
                                                   int64_t number, T (&shared)[kWarps][kSpan]) {
   const BlockTensor& t = task.tensor;
   const BlockCut& cut = task.cut;
   const BlockTile tile(t, cut, number);
   T sums[kVector];
-  sum_rows(t, rule, scale, cut, tile, sums);
+  sum_rows<kFlat>(t, rule, scale, cut, tile, sums);
   if (cut.in_lanes) return finish_in_lanes(t, rule, tile, sums);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) shared[threadIdx.x / kWarp][threadIdx.x % kWarp * kVector + i] = sums[i];
@@ -300,14 +306,18 @@ __device__ __forceinline__ void update_block_tile(const BlockTask& task, const U
   __syncthreads();
 }
 
-template <class T>
-__global__ void __launch_bounds__(kThreads, 2)
+// Thread blocks that shall fit a multiprocessor.
+template <class T, bool kFlat>
+constexpr int kBlockBlocks = kFlat && sizeof(T) == sizeof(float) ? 3 : 2;
+
+template <class T, bool kFlat>
+__global__ void __launch_bounds__(kThreads, (kBlockBlocks<T, kFlat>))
     update_block_scores_kernel(const __grid_constant__ Table<BlockTask> table, const UpdateRule rule) {
   __shared__ T shared[kWarps][kSpan];
   if (overflowed(rule)) return;
   const T scale = grad_scale_of<T>(rule);
   for_each_tile(table, [&](const BlockTask& task, int64_t tile, int64_t) {
-    update_block_tile(task, rule, scale, tile, shared);
+    update_block_tile<kFlat>(task, rule, scale, tile, shared);
   });
 }
 

@@ -21,6 +21,17 @@ inline cudaError_t most_dynamic_shared(int64_t fixed, int64_t& bytes) {
   return error;
 }
 
+// How many blocks the current device runs at once, of which so many fit a multiprocessor.
+inline cudaError_t resident_blocks(int of_multiprocessor, int64_t& blocks) {
+  int device = 0, multiprocessors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  }
+  blocks = static_cast<int64_t>(multiprocessors) * of_multiprocessor;
+  return error;
+}
+
 // Launches on `stream` with kThreads threads a block and `shared` bytes of dynamic shared memory, at most
 // `most`; kernels loop where there are more tiles than blocks. What a kernel may have is set to the same for
 // every launch, as another thread may launch it at the same time.
@@ -49,6 +60,17 @@ cudaError_t launch_sharing(void (*kernel)(Params...), int64_t blocks, int64_t sh
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), int64_t blocks, cudaStream_t stream, const Args&... args) {
   return launch_sharing(kernel, blocks, 0, 0, stream, args...);
+}
+
+// The same with no more blocks than the device runs at once, so many of them on a multiprocessor: each begins
+// with a decision that all make for themselves, or ends with sums that are added to those of others.
+template <class... Params, class... Args>
+cudaError_t launch_resident(void (*kernel)(Params...), int64_t blocks, int of_multiprocessor,
+                            cudaStream_t stream, const Args&... args) {
+  int64_t most = 0;
+  const cudaError_t error = resident_blocks(of_multiprocessor, most);
+  if (error != cudaSuccess) return error;
+  return launch(kernel, min64(blocks, most), stream, args...);
 }
 
 }  // namespace pruneops::cuda

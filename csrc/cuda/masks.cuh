@@ -69,12 +69,12 @@ PRUNEOPS_HD int64_t block_mask_tiles(const BlockMaskTensor& t) {
 template <class F>
 __device__ __forceinline__ void for_block_vector(const BlockMaskTensor& t, int64_t tile, const F& f) {
   const int64_t task = tile * kThreads + threadIdx.x, vectors = row_vectors(t);
-  const int64_t row = task / vectors, col = task % vectors * kVector;
+  const int64_t row = divide(task, vectors), col = (task - row * vectors) * kVector;
   if (row >= t.matrix.rows) return;
   const int n = static_cast<int>(min64(kVector, t.matrix.cols - col));
-  const auto* kept = reinterpret_cast<const uint8_t*>(t.mask) + row / t.block.n * t.grid_cols();
+  const auto* kept = reinterpret_cast<const uint8_t*>(t.mask) + divide(row, t.block.n) * t.grid_cols();
   Vector<bool> keep;
-  int64_t block = col / t.block.m, left = (block + 1) * t.block.m - col;
+  int64_t block = divide(col, t.block.m), left = (block + 1) * t.block.m - col;
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
     keep.words[i] = i < n && kept[block] != 0;

@@ -54,19 +54,16 @@ class Selecting {
 
   cudaError_t write_masks(bool prune_ties) const {
     PRUNEOPS_RETURN_IF_ERROR(for_each_part_table(tensors_, [&](const auto& table) {
-      return launch(count_ties_kernel<T>, blocks_of(table), stream_, table, metric_, work_);
+      return launch_resident(count_ties_kernel<T>, table.tiles(), kTileBlocks<T>, stream_, table, metric_,
+                             work_);
     }));
     return for_each_part_table(tensors_, [&](const auto& table) {
-      return launch(write_mask_kernel<T>, blocks_of(table), stream_, table, metric_, work_, prune_ties);
+      return launch_resident(write_mask_kernel<T>, table.tiles(), kTileBlocks<T>, stream_, table, metric_,
+                             work_, prune_ties);
     });
   }
 
  private:
-  template <class Table>
-  static int64_t blocks_of(const Table& table) {
-    return min64(table.tiles(), kStreamingBlocks);
-  }
-
   // f(table) for tables of all tensors, none of which shares a part with another.
   template <class Tensors, class F>
   cudaError_t for_each_part_table(const Tensors& tensors, const F& f) const {
@@ -95,7 +92,8 @@ class Selecting {
       PRUNEOPS_RETURN_IF_ERROR(launch(sample_round_kernel<K>, blocks, stream_, work_, round));
     }
     return for_each_part_table(tensors, [&](const auto& table) {
-      return launch(pass_kernel<T, Source, kCollect>, blocks_of(table), stream_, table, source, work_);
+      return launch_resident(pass_kernel<T, Source, kCollect>, table.tiles(), kPassBlocks<T>, stream_, table,
+                             source, work_);
     });
   }
 
@@ -105,7 +103,8 @@ class Selecting {
       PRUNEOPS_RETURN_IF_ERROR(for_each_part_table(tensors_, [&](const auto& table) {
         const bool is_first = first;
         first = false;
-        return launch(round_kernel<T>, blocks_of(table), stream_, table, metric_, work_, round, is_first);
+        return launch_resident(round_kernel<T>, table.tiles(), kTileBlocks<T>, stream_, table, metric_, work_,
+                               round, is_first);
       }));
     }
     return cudaSuccess;
@@ -202,8 +201,9 @@ cudaError_t count_digits(const SelectTensor* tensors, int64_t count, Metric metr
   const auto every = [](const CountedTensor&) { return true; };
   return for_each_table(counted, count, flat_tiles<CountedTensor>, every, [&](const auto& table) {
     return in_rank_type(wide, [&](auto rank) {
-      return launch(count_next_digits_kernel<decltype(rank)>, min64(table.tiles(), kStreamingBlocks), stream,
-                    table, metric, prefix, round);
+      using T = decltype(rank);
+      return launch_resident(count_next_digits_kernel<T>, table.tiles(), kTileBlocks<T>, stream, table,
+                             metric, prefix, round);
     });
   });
 }

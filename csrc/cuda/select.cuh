@@ -10,9 +10,6 @@
 
 namespace pruneops::cuda {
 
-// At most this many blocks walk the tiles of a table, so that few partial counts are added up.
-constexpr int64_t kStreamingBlocks = 2048;
-
 // ---- decisions
 
 // The search as it stands before a round.

@@ -47,14 +47,22 @@ int64_t block_scratch_bytes(const BlockTensor* tensors, int64_t count) {
 cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                                 void* scratch, cudaStream_t stream) {
   char* next = static_cast<char*>(scratch);
-  return for_each_width([&](auto width, const auto& chosen) {
+  const auto update = [&](auto width, const auto& chosen, auto flat) {
     using T = decltype(width);
-    const auto is_chosen = [&](const BlockTask& task) { return chosen(task.tensor); };
+    constexpr bool kFlat = decltype(flat)::value;
+    const auto is_chosen = [&](const BlockTask& task) {
+      return chosen(task.tensor) && has_flat_rows(task.tensor) == kFlat;
+    };
     return for_each_table(BlockTasks{tensors}, count, block_tiles, is_chosen, [&](auto& table) {
       const int64_t blocks = give_totals(table, next);
-      PRUNEOPS_RETURN_IF_ERROR(launch(update_block_scores_kernel<T>, table.tiles(), stream, table, rule));
+      const auto kernel = update_block_scores_kernel<T, kFlat>;
+      PRUNEOPS_RETURN_IF_ERROR(launch(kernel, table.tiles(), stream, table, rule));
       return launch(combine_parts_kernel<T>, ceil_div(blocks, kWarps), stream, table, rule);
     });
+  };
+  return for_each_width([&](auto width, const auto& chosen) {
+    PRUNEOPS_RETURN_IF_ERROR(update(width, chosen, std::true_type{}));
+    return update(width, chosen, std::false_type{});
   });
 }
 

@@ -18,7 +18,7 @@ struct Matrix {
   int64_t inner;  // columns of one kernel position: I, or cols where there is no kernel
 
   PRUNEOPS_HD int64_t offset(const Strides& strides, int64_t row, int64_t col) const {
-    const int64_t position = inner == cols ? 0 : col / inner;
+    const int64_t position = inner == cols ? 0 : divide(col, inner);
     return row * strides.row + position * strides.outer + (col - position * inner) * strides.inner;
   }
 };
@@ -33,7 +33,7 @@ struct ColumnWalk {
   PRUNEOPS_HD ColumnWalk(const Matrix& matrix, const Strides& s, int64_t row, int64_t col)
       : inner(matrix.inner),
         strides(s),
-        within(matrix.inner == matrix.cols ? col : col % matrix.inner),
+        within(matrix.inner == matrix.cols ? col : col - divide(col, matrix.inner) * matrix.inner),
         offset(matrix.offset(s, row, col)) {}
 
   PRUNEOPS_HD void next() {

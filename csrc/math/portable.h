@@ -24,6 +24,11 @@ PRUNEOPS_HD To bit_cast(From from) {
 PRUNEOPS_HD int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
+// a / b of numbers that are not negative: in 32 bits, where they fit, it takes a fraction of the time.
+PRUNEOPS_HD int64_t divide(int64_t a, int64_t b) {
+  if (static_cast<uint64_t>(a | b) >> 32 == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+  return a / b;
+}
 PRUNEOPS_HD int64_t min64(int64_t a, int64_t b) {
   return a < b ? a : b;
 }

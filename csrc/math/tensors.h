@@ -36,8 +36,8 @@ struct BlockTensor {
   Dtype weight_dtype;
   Dtype grad_dtype;
 
-  PRUNEOPS_HD int64_t grid_rows() const { return matrix.rows / block.n; }
-  PRUNEOPS_HD int64_t grid_cols() const { return matrix.cols / block.m; }
+  PRUNEOPS_HD int64_t grid_rows() const { return divide(matrix.rows, block.n); }
+  PRUNEOPS_HD int64_t grid_cols() const { return divide(matrix.cols, block.m); }
   PRUNEOPS_HD bool wide() const {
     return score_dtype == Dtype::f64 || weight_dtype == Dtype::f64 || grad_dtype == Dtype::f64;
   }
@@ -90,8 +90,8 @@ struct BlockMaskTensor {
   Block block;
   int32_t element_size;
 
-  PRUNEOPS_HD int64_t grid_rows() const { return matrix.rows / block.n; }
-  PRUNEOPS_HD int64_t grid_cols() const { return matrix.cols / block.m; }
+  PRUNEOPS_HD int64_t grid_rows() const { return divide(matrix.rows, block.n); }
+  PRUNEOPS_HD int64_t grid_cols() const { return divide(matrix.cols, block.m); }
 };
 
 // Slabs of bytes: `outer` times, `slab_bytes` from instance kept[i] of `instances` become instance i of the

@@ -41,6 +41,8 @@ void run(const Config& config, const Kernel& kernel);
 // or what the kernel has been let have. The device has little to give, so that tests need not be large.
 constexpr size_t kMaxShared = 48 * 1024;
 constexpr size_t kOptInShared = 64 * 1024;
+// Few, so that blocks have several tiles.
+constexpr int kMultiprocessors = 4;
 bool declare_dynamic_shared(const void* (*address)());
 // False where that is more than the device has.
 bool let_have_shared(const void* kernel, size_t bytes);
