@@ -99,6 +99,18 @@ FAULTS = [
     Fault("order: -0 below +0", "math/order.h", "bit_cast<K>(score + T(0))", "bit_cast<K>(score)"),
     Fault("order: NaN by its bits", "math/order.h", "return score != score ? K(0) : key;", "return key;"),
     Fault("N:M and gather: later ties first", "math/group.h", "j < i", "j > i"),
+    Fault("N:M: NaN before lower scores", "math/group.h", "earlier >= later || later != later", "!(earlier < later)"),
+    Fault("N:M: rank of the later entry kept", "cuda/nm.cuh", "one(i) - MaskWords::one(j)", "one(i)"),
+    Fault("N:M: rank across words kept", "cuda/nm.cuh", "mask.words[j / kBytes] -= MaskWords::one(j);", ";"),
+    Fault(
+        "N:M: one too many",
+        "cuda/nm.cuh",
+        "static_cast<unsigned>(n) - kGroup)",
+        "static_cast<unsigned>(n) - kGroup + 1)",
+    ),
+    Fault(
+        "N:M: last vector of a thread past the end", "cuda/nm.cuh", "* kStep + kVector <= t.numel", "* kStep <= t.numel"
+    ),
     Fault("radix: prefix of another round", "math/radix.h", "(key >> shift(round - 1)) ==", "(key >> shift(round)) =="),
     Fault("selection: one tie too many", "math/radix.h", "return less + equal - k;", "return less + equal - k + 1;"),
     Fault(
@@ -171,6 +183,20 @@ FAULTS = [
     ),
     Fault("parts: 32 of 64 skipped", "cuda/block.cuh", "p < parts; p += kWarp", "p < parts; p += 2 * kWarp"),
     Fault("packing: big bit order", "cuda/vector.cuh", "keep.words[i]) << i", "keep.words[i]) << (7 - i)"),
+    Fault("words: bits of a mask in another order", "cuda/words.cuh", "0x10204080u", "0x80402010u"),
+    Fault(
+        "words: unchecked alignment",
+        "cuda/words.cuh",
+        "n == kVector && is_aligned(t.mask + at, kVector)",
+        "n == kVector",
+    ),
+    Fault("words: bits past the end", "cuda/words.cuh", "keep.bits() & ((1u << n) - 1)", "keep.bits()"),
+    Fault(
+        "words: bfloat16 of a word swapped",
+        "cuda/words.cuh",
+        "bit_cast<float>(words[w] << 16)",
+        "bit_cast<float>(words[w] & 0xffff0000u)",
+    ),
     Fault("conv: wrong kernel position", "math/geometry.h", "++within == inner", "++within > inner"),
 ]
 

@@ -60,7 +60,9 @@ HOT = {
     **{f"block_rows_kernel {where}Row": Hot(SELECT, TILES | {"st mask": 4 * MASK})
        for where in ("Register", "Shared", "Memory")},
     # Groups of one entry are kept or pruned without a look at the scores.
-    **{f"nm_vector_kernel Li{group}E": Hot(SELECT, VECTORS | {"st mask": MASK}) for group in (2, 4, 8)},
+    # Four vectors of stored scores, or one at a time.
+    **{f"nm_vector_kernel Li{group}E": Hot(SELECT, {"ld weight": 5 * FLOATS, "ld grad": FLOATS, "st mask": 4 * MASK})
+       for group in (2, 4, 8)},
     "fill_masks_kernel": Hot(pointers("mask"), {"st mask": MASK}),
     "apply_masks_kernel": Hot(APPLY, {"ld data": WORDS, "st data": WORDS}, strided=True),
     "apply_block_masks_kernel": Hot(APPLY, {"ld data": WORDS, "st data": WORDS}, strided=True),

@@ -3,30 +3,82 @@
 
 #include "../math/group.h"
 #include "tile.cuh"
+#include "words.cuh"
 
 namespace pruneops::cuda {
 
-// Groups of 1, 2, 4 or 8 entries lie within a thread's vector: their ranks are counted in registers.
+// Vectors that a thread has under way before it uses the first.
+constexpr int kNmVectors = 4;
+// Blocks whose registers shall fit a multiprocessor: with 3, comparisons of groups of 8 would be spilled.
 template <class T, int kGroup>
-__global__ void __launch_bounds__(kThreads)
-    nm_vector_kernel(const SelectTensor t, const Metric metric, const int64_t n) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * kVector;
-  for (int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVector; at < t.numel;
-       at += step) {
-    const int entries = static_cast<int>(min64(kVector, t.numel - at));
-    Key<T> keys[kVector];
-    load_keys<T>(t, metric, at, entries, keys);
-    Vector<bool> keep;
+constexpr int kNmBlocks = sizeof(T) > sizeof(float) ? 1
+                          : kGroup == 8             ? 2
+                                                    : 3;
+constexpr int64_t kNmTile = kNmVectors * kThreads * kVector;
+
+// Keeps the n best of each kGroup scores of a vector. How many of its group are behind an entry is counted in
+// the byte of the mask: a pair is compared once, and one addition tells both. A byte starts where its entry
+// is behind all later ones, so far below 128 that the top bit tells the n best.
+template <int kGroup, class T>
+__device__ __forceinline__ MaskWords keep_best(const T (&scores)[kVector], int n) {
+  constexpr int kBytes = MaskWords::kBytes;
+  MaskWords mask;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      int rank = 0;
+  for (int w = 0; w < kVector / kBytes; ++w) {
+    mask.words[w] = (128u + static_cast<unsigned>(n) - kGroup) * MaskWords::kOnes;
 #pragma unroll
-      for (int j = i / kGroup * kGroup; j < (i / kGroup + 1) * kGroup; ++j) {
-        rank += goes_before(keys[j], j, keys[i], i);
+    for (int i = w * kBytes; i < (w + 1) * kBytes; ++i) mask.words[w] += i % kGroup * MaskWords::one(i);
+  }
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+#pragma unroll
+    for (int j = i + 1; j < (i / kGroup + 1) * kGroup; ++j) {
+      if (!earlier_goes_before(scores[i], scores[j])) continue;
+      if (i / kBytes == j / kBytes) {
+        mask.words[i / kBytes] += MaskWords::one(i) - MaskWords::one(j);
+      } else {
+        mask.words[i / kBytes] += MaskWords::one(i);
+        mask.words[j / kBytes] -= MaskWords::one(j);
       }
-      keep.words[i] = rank < n;
     }
-    store_mask(t, at, entries, keep);
+  }
+#pragma unroll
+  for (int w = 0; w < kVector / kBytes; ++w) mask.words[w] = (mask.words[w] >> 7) & MaskWords::kOnes;
+  return mask;
+}
+
+// Groups of 1, 2, 4 or 8 entries lie within a thread's vector.
+template <class T, int kGroup>
+__global__ void __launch_bounds__(kThreads, kNmBlocks<T, kGroup>)
+    nm_vector_kernel(const SelectTensor t, const Metric metric, const int64_t n) {
+  constexpr int64_t kStep = kThreads * kVector;
+  const bool stored = metric == Metric::stored && is_aligned(t.weight, 16);
+  const auto write = [&](int64_t at, int entries, const T(&scores)[kVector]) {
+    store_mask(t, at, entries, keep_best<kGroup>(scores, static_cast<int>(n)));
+  };
+  for (int64_t first = blockIdx.x * kNmTile + threadIdx.x * kVector; first < t.numel;
+       first += gridDim.x * kNmTile) {
+    if (stored && first + (kNmVectors - 1) * kStep + kVector <= t.numel) {
+      visit_dtype(t.weight_dtype, [&](auto element) {
+        RawVector<decltype(element)> raw[kNmVectors];
+#pragma unroll
+        for (int v = 0; v < kNmVectors; ++v) raw[v].load(t.weight, first + v * kStep);
+#pragma unroll
+        for (int v = 0; v < kNmVectors; ++v) {
+          T scores[kVector];
+          raw[v].convert(scores);
+          write(first + v * kStep, kVector, scores);
+        }
+      });
+      continue;
+    }
+#pragma unroll 1
+    for (int64_t at = first; at < min64(t.numel, first + kNmTile); at += kStep) {
+      const int entries = static_cast<int>(min64(kVector, t.numel - at));
+      T scores[kVector];
+      load_scores(t, metric, at, entries, scores);
+      write(at, entries, scores);
+    }
   }
 }
 

@@ -143,7 +143,7 @@ struct CountedTensors {
 
 template <class T, int kGroup>
 cudaError_t nm_vector(const SelectTensor& t, Metric metric, int64_t n, cudaStream_t stream) {
-  return launch(nm_vector_kernel<T, kGroup>, ceil_div(t.numel, kThreads * kVector), stream, t, metric, n);
+  return launch(nm_vector_kernel<T, kGroup>, ceil_div(t.numel, kNmTile), stream, t, metric, n);
 }
 
 template <class T>

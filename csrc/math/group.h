@@ -14,4 +14,11 @@ PRUNEOPS_HD bool goes_before(K other, int64_t j, K key, int64_t i) {
   return other > key || (other == key && j < i);
 }
 
+// The same of two scores, the one at the earlier position first: it goes before the other unless it is lower,
+// and NaN is lowest.
+template <class T>
+PRUNEOPS_HD bool earlier_goes_before(T earlier, T later) {
+  return earlier >= later || later != later;
+}
+
 }  // namespace pruneops

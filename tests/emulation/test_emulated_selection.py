@@ -282,6 +282,28 @@ def test_nm_groups(backend, m):
             check_nm(backend, values("few_distinct", (groups * m,)), n, m)
 
 
+#: Around what a block takes, of which a thread has four vectors.
+NM_SIZES = (2048, 2052, 6144, 6148, 8184, 8188, 8192, 8196, 16_388)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", NM_SIZES)
+def test_nm_sizes(backend, dtype, size):
+    check_nm(backend, values("everything", (size,), dtype), 2, 4, dtype)
+    # A mask that begins between two words, beside scores that do not.
+    score, mask = values("few_distinct", (size,), dtype), backend.undefined(size, "bool", 4)
+    backend.nm_mask(backend.array(score, dtype), mask, 1, 4)
+    assert_mask(mask, oracle.nm_mask(score, 1, 4))
+
+
+@pytest.mark.parametrize("m", [2, 4, 8])
+def test_nm_of_nan_and_infinities(backend, m):
+    # Every pair of a NaN, both infinities and both zeros meets in both orders.
+    score = np.random.default_rng(m).choice(np.float32([np.nan, -np.inf, np.inf, -0.0, 0.0, 1.0]), (8 * 8192 // m, m))
+    for n in range(m + 1):
+        check_nm(backend, score.ravel(), n, m, packed=n % 2 == 1)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (3, 5)])

@@ -191,7 +191,7 @@ def test_nm_mask(emulation, last_blocks, n, m):
     tail = values("few_distinct", (TAIL,))
     score, mask = Sparse(emulation, numel, 4).write(tail), Sparse(emulation, numel, 1)
     tensor = select_tensor(emulation, score, mask, numel)
-    # A block takes 2,048 entries, or 6 groups of 5 for each of its 8 warps.
+    # A block takes 8,192 entries, or 6 groups of 5 for each of its 8 warps.
     last_blocks(20)
     emulation.cuda.nm_mask(tensor, emulation.Metric.stored, n, m)
     assert_same(mask.read(bool), oracle.nm_mask(tail, n, m))
