@@ -32,8 +32,8 @@ struct Sieve {
     middle = T(0);
     reach = static_cast<T>(INFINITY);
   }
-  __device__ __forceinline__ MaskBytes keep(const T (&scores)[kVector]) const {
-    return mask_bytes([&](int i) { return scores[i] >= high; }, bracket.high == 0 ? kAllKept : 0);
+  __device__ __forceinline__ MaskWords keep(const T (&scores)[kVector]) const {
+    return mask_where([&](int i) { return scores[i] >= high; }, bracket.high == 0 ? MaskWords::kOnes : 0);
   }
   // Whether a vector has neither ties with an end nor keys between.
   __device__ __forceinline__ bool is_far(const T (&scores)[kVector]) const {
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, kPassBlocks<T>)
       for (int v = 0; v < kBatch; ++v) {
         const int n = batch.size(v);
         if (n == 0) continue;
-        const MaskBytes mask = sieve.keep(scores[v]);
+        const MaskWords mask = sieve.keep(scores[v]);
         if (kCollect && t.mask != nullptr) store_mask(t, batch.at(v), n, mask);
         kept += static_cast<unsigned>(mask.count(n));
         if (sieve.is_far(scores[v])) continue;

@@ -197,7 +197,7 @@ __device__ __forceinline__ Selection<K> search_row(const Row& keys, int64_t row,
 }
 
 template <class Row>
-__global__ void __launch_bounds__(kThreads, kTileBlocks<typename Row::Type>)
+__global__ void __launch_bounds__(kThreads, sizeof(typename Row::Type) == sizeof(double) ? 1 : 2)
     block_rows_kernel(const SelectTensor t, const Metric metric, const int64_t row, const int64_t k) {
   __shared__ RowShared<Key<typename Row::Type>> shared;
   for (int64_t r = blockIdx.x; r < t.numel / row; r += gridDim.x) {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include "select.cuh"
-#include "source.cuh"
 
 namespace pruneops::cuda {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "table.cuh"
-#include "vector.cuh"
+#include "words.cuh"
 
 namespace pruneops::cuda {
 
@@ -33,22 +33,16 @@ template <class T, int kCount>
 __device__ __forceinline__ void load_vectors(const void* data, Dtype dtype, const Vectors<kCount>& vectors,
                                              T (&out)[kCount][kVector]) {
   visit_dtype_of<T>(dtype, [&](auto element) {
-    using E = decltype(element);
-    using Word = typename E::type;
-    const auto* source = static_cast<const Word*>(data);
-    Vector<Word> raw[kCount];
-    if (vectors.are_whole() && is_aligned(source + vectors.at(0), Vector<Word>::kAlign)) {
+    RawVector<decltype(element)> raw[kCount];
+    if (vectors.are_whole() && raw[0].can_load(data, vectors.at(0))) {
 #pragma unroll
-      for (int v = 0; v < kCount; ++v) raw[v].load(source + vectors.at(v));
+      for (int v = 0; v < kCount; ++v) raw[v].load(data, vectors.at(v));
     } else {
 #pragma unroll
-      for (int v = 0; v < kCount; ++v) raw[v] = load_words(source + vectors.at(v), vectors.size(v));
+      for (int v = 0; v < kCount; ++v) raw[v].load(data, vectors.at(v), vectors.size(v));
     }
 #pragma unroll
-    for (int v = 0; v < kCount; ++v) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) out[v][i] = E::template load<T>(raw[v].words[i]);
-    }
+    for (int v = 0; v < kCount; ++v) raw[v].convert(out[v]);
   });
 }
 

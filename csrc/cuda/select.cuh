@@ -6,6 +6,7 @@
 
 #include "digits.cuh"
 #include "plan.cuh"
+#include "source.cuh"
 #include "tile.cuh"
 
 namespace pruneops::cuda {
@@ -274,6 +275,22 @@ __device__ __forceinline__ void patch_tile(const SelectTensor& t, int64_t begin,
   __syncwarp();
 }
 
+// Keeps the scores that are above the threshold, or also those that tie with it.
+template <class T>
+__device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric, int64_t begin, int64_t end,
+                                           Key<T> threshold, bool keep_ties) {
+  const ScoreBound<T> least(keep_ties ? threshold : static_cast<Key<T>>(threshold + 1));
+  const auto take = [&](const Batch& batch, auto& scores) { load_scores(t, metric, batch, scores); };
+  for_each_batch<T>(begin, end, take, [&](const Batch& batch, const auto& scores) {
+#pragma unroll
+    for (int v = 0; v < kBatch; ++v) {
+      const MaskWords mask =
+          mask_where([&](int i) { return scores[v][i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0);
+      if (batch.size(v) > 0) store_mask(t, batch.at(v), batch.size(v), mask);
+    }
+  });
+}
+
 template <class T>
 struct Writing {
   FindingCut cut;
@@ -292,9 +309,14 @@ __device__ __forceinline__ void write_cut(const Table<SelectTensor>& table, Metr
     if (tile < 0) return;  // in a table before this one
     const int64_t index = table.tensor_of(tile);
     const SelectTensor& t = table.tensors[index];
-    const int64_t begin = (tile - table.first_tile[index]) * kTile;
-    const auto keys = load_tile<T>(t, metric, begin, min64(begin + kTile, t.size()));
-    left = write_cut_tile(t, keys, finish.threshold, left, partial);
+    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.size());
+#pragma unroll 1
+    for (int64_t at = begin; at < end; at += Batch::kEntries) {
+      const auto keys =
+          hold_keys<HeldKeys<T, kThreads, kBatch>>(t, metric, at, min64(at + Batch::kEntries, end));
+      left = write_cut(t, keys, finish.threshold, left,
+                       [&](unsigned long long bits) { return block_scan(bits, partial); });
+    }
   }
 }
 
@@ -310,7 +332,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
   if (finish.writes_kept || finish.writes_dropped) {
     for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
       if (finish.is_cut(number) || !finish.writes(number)) return;
-      write_held(t, load_tile<T>(t, metric, begin, end), finish.threshold, finish.keeps_ties(number));
+      write_tile<T>(t, metric, begin, end, finish.threshold, finish.keeps_ties(number));
     });
   }
   if (!finish.patches) return;
@@ -326,7 +348,7 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
 
 __global__ void __launch_bounds__(kThreads)
     fill_masks_kernel(const __grid_constant__ Table<SelectTensor> table, const bool keep) {
-  const MaskBytes all = mask_bytes([=](int) { return keep; });
+  const MaskWords all = mask_where([=](int) { return keep; });
   for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t) {
     for_each_vector(begin, end, [&](int64_t at, int n) { store_mask(t, at, n, all); });
   });

@@ -4,7 +4,7 @@
 #include "../math/order.h"
 #include "block_scan.cuh"
 #include "table.cuh"
-#include "vector.cuh"
+#include "words.cuh"
 
 namespace pruneops::cuda {
 
@@ -12,7 +12,7 @@ constexpr int kTileVectors = static_cast<int>(kTile / (kThreads * kVector));
 
 // Blocks whose registers shall fit a multiprocessor: float keys of a tile take half of what is left then.
 template <class T>
-constexpr int kTileBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
+constexpr int kTileBlocks = sizeof(T) == sizeof(float) ? 3 : 1;
 
 // Consecutive keys in the registers of kLanes threads, of a warp or of a block: vector v of a thread lies
 // behind those of all threads before v.
@@ -105,7 +105,7 @@ __device__ __forceinline__ TileKeys<T> load_tile(const SelectTensor& t, Metric m
 // Keeps the keys of vector v for which keep(key) holds.
 template <class Held, class Tensor, class F>
 __device__ __forceinline__ void store_kept(const Tensor& t, const Held& held, int v, const F& keep) {
-  const MaskBytes mask = mask_bytes([&](int i) { return keep(held.keys[v][i]); });
+  const MaskWords mask = mask_where([&](int i) { return keep(held.keys[v][i]); });
   if (held.size(v) > 0) store_mask(t, held.at(v), held.size(v), mask);
 }
 

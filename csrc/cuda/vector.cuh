@@ -80,35 +80,6 @@ __device__ __forceinline__ void store_words(Word* target, int n, const Vector<Wo
   }
 }
 
-// The mask of a vector: a byte for each entry, 1 where it is kept, in words; single bytes would be cut out of
-// registers and put together again.
-struct MaskBytes {
-  uint32_t words[2];
-
-  __device__ __forceinline__ uint8_t byte(int i) const {
-    return static_cast<uint8_t>(words[i / 4] >> (8 * (i % 4)));
-  }
-  // The first n entries, as bits from the lowest. The product moves bit 0 of byte b to bit 24 + b.
-  __device__ __forceinline__ uint8_t bits(int n) const {
-    const unsigned low = words[0] * 0x01020408u >> 24, high = words[1] * 0x01020408u >> 24;
-    return static_cast<uint8_t>((low | high << 4) & ((1u << n) - 1));
-  }
-  __device__ __forceinline__ int count(int n) const {
-    return n == kVector ? __popc(words[0]) + __popc(words[1]) : __popc(bits(n));
-  }
-};
-
-constexpr uint32_t kAllKept = 0x01010101;
-
-// keep(i) of a vector, beside `others` of every four.
-template <class F>
-__device__ __forceinline__ MaskBytes mask_bytes(const F& keep, uint32_t others = 0) {
-  MaskBytes mask{{others, others}};
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) mask.words[i / 4] |= keep(i) ? 1u << (8 * (i % 4)) : 0u;
-  return mask;
-}
-
 // The bytes [0, n) of a mask: any but 0 keeps. They are not read as bool, whose other values are undefined.
 __device__ __forceinline__ Vector<bool> load_mask(const uint8_t* mask, int n) {
   const auto bytes = load_words(mask, n);
@@ -160,31 +131,6 @@ __device__ __forceinline__ void values_of(Metric metric, const T (&w)[kVector], 
       v[i] = element_value<T>(decltype(constant)::value, w[i], g[i], norm[i]);
     }
   });
-}
-
-// Writes the mask of the entries [at, at + n) of a selection; at is a multiple of kVector where it is packed.
-template <class Tensor>
-__device__ __forceinline__ void store_mask(const Tensor& t, int64_t at, int n, const Vector<bool>& keep) {
-  if (t.packed) {
-    t.mask[at / kVector] = pack_byte(keep, n);
-  } else {
-    store_words(reinterpret_cast<bool*>(t.mask) + at, n, keep);
-  }
-}
-
-template <class Tensor>
-__device__ __forceinline__ void store_mask(const Tensor& t, int64_t at, int n, const MaskBytes& mask) {
-  uint8_t* target = t.mask + at;
-  if (t.packed) {
-    t.mask[static_cast<uint64_t>(at) / kVector] = mask.bits(n);
-  } else if (n == kVector && is_aligned(target, kVector)) {
-    *reinterpret_cast<uint2*>(target) = make_uint2(mask.words[0], mask.words[1]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      if (i < n) target[i] = mask.byte(i);
-    }
-  }
 }
 
 // The input norms of the columns of the entries [at, at + n) of a selection.

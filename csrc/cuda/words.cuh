@@ -2,6 +2,8 @@
 // apart into entries of fewer bits, each would cost a register and instructions of its own.
 #pragma once
 
+#include <type_traits>
+
 #include "vector.cuh"
 
 namespace pruneops::cuda {
@@ -10,10 +12,19 @@ namespace pruneops::cuda {
 template <class E>
 struct RawVector {
   static constexpr int kWords = kVector * static_cast<int>(sizeof(typename E::type)) / 4;
-  Vector<typename E::type> entries;
+  using Word = typename E::type;
+  Vector<Word> entries;
 
+  static __device__ __forceinline__ bool can_load(const void* data, int64_t at) {
+    return is_aligned(static_cast<const Word*>(data) + at, Vector<Word>::kAlign);
+  }
+  // All entries from `at` on, where that is aligned,
   __device__ __forceinline__ void load(const void* data, int64_t at) {
-    entries.load(static_cast<const typename E::type*>(data) + at);
+    entries.load(static_cast<const Word*>(data) + at);
+  }
+  // or n of them.
+  __device__ __forceinline__ void load(const void* data, int64_t at, int n) {
+    entries = load_words(static_cast<const Word*>(data) + at, n);
   }
   // The entries as T. Both bfloat16 of a word are floats after one operation.
   template <class T>
@@ -42,26 +53,44 @@ struct MaskWords {
   __device__ __forceinline__ static constexpr uint32_t one(int i) {
     return uint32_t(1) << (8 * (i % kBytes));
   }
-  // A bit for each entry: the product brings those of a word side by side, with no carry among them.
-  __device__ __forceinline__ unsigned bits() const {
+  __device__ __forceinline__ uint8_t byte(int i) const {
+    return static_cast<uint8_t>(words[i / kBytes] >> (8 * (i % kBytes)));
+  }
+  // A bit for each of the first n: the product brings those of a word side by side, with no carry among them.
+  __device__ __forceinline__ unsigned bits(int n) const {
     unsigned all = 0;
 #pragma unroll
     for (int w = 0; w < kVector / kBytes; ++w) all |= (words[w] * 0x10204080u) >> 28 << (kBytes * w);
-    return all;
+    return all & ((1u << n) - 1);
+  }
+  __device__ __forceinline__ int count(int n) const {
+    return n == kVector ? __popc(words[0]) + __popc(words[1]) : __popc(bits(n));
   }
 };
 
-// Writes the mask of the entries [at, at + n); at is a multiple of kVector where it is packed.
-__device__ __forceinline__ void store_mask(const SelectTensor& t, int64_t at, int n, const MaskWords& keep) {
+// keep(i) for each entry, beside `others`.
+template <class F>
+__device__ __forceinline__ MaskWords mask_where(const F& keep, uint32_t others = 0) {
+  MaskWords mask;
+#pragma unroll
+  for (int i = 0; i < kVector; i += MaskWords::kBytes) mask.words[i / MaskWords::kBytes] = others;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) mask.words[i / MaskWords::kBytes] |= keep(i) ? MaskWords::one(i) : 0u;
+  return mask;
+}
+
+// Writes the mask of the entries [at, at + n) of a selection; at is a multiple of kVector where it is packed.
+template <class Tensor>
+__device__ __forceinline__ void store_mask(const Tensor& t, int64_t at, int n, const MaskWords& mask) {
+  uint8_t* target = t.mask + at;
   if (t.packed) {
-    t.mask[at / kVector] = static_cast<uint8_t>(keep.bits() & ((1u << n) - 1));
-  } else if (n == kVector && is_aligned(t.mask + at, kVector)) {
-    *reinterpret_cast<uint2*>(t.mask + at) = {keep.words[0], keep.words[1]};
+    t.mask[static_cast<uint64_t>(at) / kVector] = static_cast<uint8_t>(mask.bits(n));
+  } else if (n == kVector && is_aligned(target, kVector)) {
+    *reinterpret_cast<uint2*>(target) = {mask.words[0], mask.words[1]};
   } else {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      const uint32_t byte = keep.words[i / MaskWords::kBytes] >> (8 * (i % MaskWords::kBytes));
-      if (i < n) t.mask[at + i] = static_cast<uint8_t>(byte & 1);
+      if (i < n) target[i] = mask.byte(i);
     }
   }
 }
