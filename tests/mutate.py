@@ -122,7 +122,7 @@ FAULTS = [
     Fault("sieve: ends left out", "cuda/pass.cuh", "return nearest > reach;", "return nearest >= reach;"),
     Fault("sieve: low end taken for one inside", "cuda/pass.cuh", "if (key == bracket.low) {", "if (false) {"),
     Fault("sieve: padding counted", "cuda/pass.cuh", "if (i >= n || key <", "if (key <"),
-    Fault("pass: padding kept", "cuda/words.cuh", "return n == kVector ? __popc", "return true ? __popc"),
+    Fault("pass: padding kept", "cuda/scores.cuh", "kept += whole ?", "kept += true ?"),
     Fault("pass: places never taken", "cuda/pass.cuh", "count > 0 ? atomicAdd(", "count > 0 ? 0 * atomicAdd("),
     Fault(
         "pass: lost barrier before a stage is counted",

@@ -18,13 +18,15 @@ static_assert(kTile / kWarps < kHighTie, "the ties of a warp");
 template <class T>
 struct Sieve {
   using K = Key<T>;
-  Bracket<K> bracket;
+  const Bracket<K>& bracket;  // in shared memory, as it is seldom looked at
+  bool keeps_all;
   T high;  // NaN, which no score reaches, where there is no high end
   T middle;
   T reach;  // infinite where an end is no finite number
 
   // The ends are keys of scores, or beyond all of them.
-  __device__ explicit Sieve(const Bracket<K>& ends) : bracket(ends), high(key_to_score<T>(ends.high)) {
+  __device__ explicit Sieve(const Bracket<K>& ends)
+      : bracket(ends), keeps_all(ends.high == 0), high(key_to_score<T>(ends.high)) {
     const T low = key_to_score<T>(bracket.low);
     middle = low + (high - low) / 2;
     reach = fmax(fabs(low - middle), fabs(high - middle));
@@ -33,7 +35,7 @@ struct Sieve {
     reach = static_cast<T>(INFINITY);
   }
   __device__ __forceinline__ MaskWords keep(const T (&scores)[kVector]) const {
-    return mask_where([&](int i) { return scores[i] >= high; }, bracket.high == 0 ? MaskWords::kOnes : 0);
+    return mask_where([&](int i) { return scores[i] >= high; }, keeps_all ? MaskWords::kOnes : 0);
   }
   // Whether a vector has neither ties with an end nor keys between.
   __device__ __forceinline__ bool is_far(const T (&scores)[kVector]) const {
@@ -72,7 +74,7 @@ struct Stage {
   unsigned count;  // of what was found, which may be more
 
   __device__ __forceinline__ void add(K key, unsigned place) {
-    const unsigned next = atomicAdd(&count, 1u);
+    const unsigned next = atomicInc(&count, ~0u);
     if (next >= kCapacity) return;
     keys[next] = key;
     places[next] = static_cast<uint16_t>(place);
@@ -121,7 +123,7 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
 #pragma unroll
     for (int v = 0; v < kBatch; ++v) {
       sieve.sift(scores[v], batch.size(v), [&](K key, int i) {
-        const int64_t next = first + atomicAdd(&shared.again, 1u);
+        const int64_t next = first + atomicInc(&shared.again, ~0u);
         work.few[next] = key;
         work.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
       });
@@ -130,8 +132,10 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
 }
 
 // Blocks of the pass that shall fit a multiprocessor.
-template <class T>
-constexpr int kPassBlocks = sizeof(T) == sizeof(float) ? 4 : 1;
+template <class T, class Source>
+constexpr int kPassBlocks = sizeof(T) == sizeof(double)             ? 1
+                            : std::is_same_v<Source, UpdatedScores> ? 3
+                                                                    : 4;
 
 // Ties of a warp with the ends: of the part that its tile lies in, and of its block.
 template <class K>
@@ -156,39 +160,40 @@ __device__ __forceinline__ void add_warp_total(unsigned own, unsigned long long&
 
 // Writes masks and collects what is inside the bracket; without kCollect, counts the first digits of that.
 template <class T, class Source, bool kCollect>
-__global__ void __launch_bounds__(kThreads, kPassBlocks<T>)
+__global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source>))
     pass_kernel(const __grid_constant__ Table<typename Source::Tensor> table, const Source source,
                 const SelectWork<Key<T>> work) {
   using K = Key<T>;
   __shared__ Deciding<K> deciding;
+  __shared__ Bracket<K> bracket;
   __shared__ unsigned long long ties_of_block[2];  // with the low end, and with the high one
   __shared__ std::conditional_t<kCollect, Collecting<K>, unsigned[Search<K>::kBins]> found;
-  const Bracket<K> bracket = find_bracket(work, deciding);
-  const Sieve<T> sieve(bracket);
-  const auto inside =
-      start_search(work.k, static_cast<K>(bracket.low + 1), static_cast<K>(bracket.high - 1), 0, 0);
-  if (is_first_thread()) work.state->bracket = bracket;
-  if (threadIdx.x < 2) ties_of_block[threadIdx.x] = 0;
-  if constexpr (kCollect) {
-    if (threadIdx.x == 0) found.stages[0].count = 0;
-    __syncthreads();
-  } else {
-    clear_counts(found);
+  const Bracket<K> ends = find_bracket(work, deciding);
+  if (is_first_thread()) work.state->bracket = ends;
+  if (threadIdx.x == 0) {
+    bracket = ends;
+    ties_of_block[0] = ties_of_block[1] = 0;
+    if constexpr (kCollect) found.stages[0].count = 0;
   }
+  if constexpr (!kCollect) clear_counts(found);
+  __syncthreads();
+  const Sieve<T> sieve(bracket);
+  const auto inside = start_search(work.k, static_cast<K>(ends.low + 1), static_cast<K>(ends.high - 1), 0, 0);
   unsigned kept = 0, between = 0;
   int turn = 0;
   for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
     unsigned ties = 0;
     const auto take = [&](const Batch& batch, auto& scores) { source.take(t, batch, scores); };
     for_each_batch<T>(begin, end, take, [&](const Batch& batch, const auto& scores) {
+      MaskWords masks[kBatch];
+#pragma unroll
+      for (int v = 0; v < kBatch; ++v) masks[v] = sieve.keep(scores[v]);
+      kept += count_kept(batch, masks);
+      if (kCollect && t.mask != nullptr) store_masks(t, batch, masks);
 #pragma unroll
       for (int v = 0; v < kBatch; ++v) {
         const int n = batch.size(v);
-        if (n == 0) continue;
-        const MaskWords mask = sieve.keep(scores[v]);
-        if (kCollect && t.mask != nullptr) store_mask(t, batch.at(v), n, mask);
-        kept += static_cast<unsigned>(mask.count(n));
-        if (sieve.is_far(scores[v])) continue;
+        if (n == 0 || sieve.is_far(scores[v])) continue;
         ties += sieve.sift(scores[v], n, [&](K key, int i) {
           if constexpr (kCollect) {
             found.stages[turn].add(key, static_cast<unsigned>(batch.at(v) + i - begin));

@@ -75,6 +75,31 @@ __device__ __forceinline__ void load_scores(const SelectTensor& t, Metric metric
   load_own_scores<float>(t, metric, vectors, out);
 }
 
+template <int kCount>
+__device__ __forceinline__ unsigned count_kept(const Vectors<kCount>& vectors,
+                                               const MaskWords (&masks)[kCount]) {
+  const bool whole = vectors.are_whole();
+  int kept = 0;
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) kept += whole ? masks[v].count() : __popc(masks[v].bits(vectors.size(v)));
+  return static_cast<unsigned>(kept);
+}
+
+template <class Tensor, int kCount>
+__device__ __forceinline__ void store_masks(const Tensor& t, const Vectors<kCount>& vectors,
+                                            const MaskWords (&masks)[kCount]) {
+  uint8_t* target = t.mask + vectors.at(0);
+  if (!t.packed && vectors.are_whole() && is_aligned(target, kVector)) {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) masks[v].store(target + v * kThreads * kVector);
+    return;
+  }
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) {
+    if (vectors.size(v) > 0) store_mask(t, vectors.at(v), vectors.size(v), masks[v]);
+  }
+}
+
 // One score.
 template <class T>
 __device__ __forceinline__ T load_score(const SelectTensor& t, Metric metric, int64_t at) {

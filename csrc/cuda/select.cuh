@@ -282,12 +282,13 @@ __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric,
   const ScoreBound<T> least(keep_ties ? threshold : static_cast<Key<T>>(threshold + 1));
   const auto take = [&](const Batch& batch, auto& scores) { load_scores(t, metric, batch, scores); };
   for_each_batch<T>(begin, end, take, [&](const Batch& batch, const auto& scores) {
+    MaskWords masks[kBatch];
 #pragma unroll
     for (int v = 0; v < kBatch; ++v) {
-      const MaskWords mask =
+      masks[v] =
           mask_where([&](int i) { return scores[v][i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0);
-      if (batch.size(v) > 0) store_mask(t, batch.at(v), batch.size(v), mask);
     }
+    store_masks(t, batch, masks);
   });
 }
 

@@ -56,6 +56,16 @@ struct MaskWords {
   __device__ __forceinline__ uint8_t byte(int i) const {
     return static_cast<uint8_t>(words[i / kBytes] >> (8 * (i % kBytes)));
   }
+  // Hides from the compiler what the words are made of, so that it makes them at once, three terms to an
+  // operation, and keeps no term for a store of single bytes.
+  __device__ __forceinline__ void close() {
+#pragma unroll
+    for (int w = 0; w < kVector / kBytes; ++w) asm("" : "+r"(words[w]));
+  }
+  // All bytes, where that is aligned.
+  __device__ __forceinline__ void store(uint8_t* target) const {
+    *reinterpret_cast<uint2*>(target) = {words[0], words[1]};
+  }
   // A bit for each of the first n: the product brings those of a word side by side, with no carry among them.
   __device__ __forceinline__ unsigned bits(int n) const {
     unsigned all = 0;
@@ -63,9 +73,7 @@ struct MaskWords {
     for (int w = 0; w < kVector / kBytes; ++w) all |= (words[w] * 0x10204080u) >> 28 << (kBytes * w);
     return all & ((1u << n) - 1);
   }
-  __device__ __forceinline__ int count(int n) const {
-    return n == kVector ? __popc(words[0]) + __popc(words[1]) : __popc(bits(n));
-  }
+  __device__ __forceinline__ int count() const { return __popc(words[0]) + __popc(words[1]); }
 };
 
 // keep(i) for each entry, beside `others`.
@@ -76,6 +84,7 @@ __device__ __forceinline__ MaskWords mask_where(const F& keep, uint32_t others =
   for (int i = 0; i < kVector; i += MaskWords::kBytes) mask.words[i / MaskWords::kBytes] = others;
 #pragma unroll
   for (int i = 0; i < kVector; ++i) mask.words[i / MaskWords::kBytes] |= keep(i) ? MaskWords::one(i) : 0u;
+  mask.close();
   return mask;
 }
 
@@ -86,7 +95,7 @@ __device__ __forceinline__ void store_mask(const Tensor& t, int64_t at, int n, c
   if (t.packed) {
     t.mask[static_cast<uint64_t>(at) / kVector] = static_cast<uint8_t>(mask.bits(n));
   } else if (n == kVector && is_aligned(target, kVector)) {
-    *reinterpret_cast<uint2*>(target) = {mask.words[0], mask.words[1]};
+    mask.store(target);
   } else {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {

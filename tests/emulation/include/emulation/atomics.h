@@ -25,6 +25,7 @@ __attribute__((noinline, no_sanitize("thread"))) T exchange_with(T* address, F f
   }
 
 EMULATION_ATOMIC(atomicAdd, old + operand)
+EMULATION_ATOMIC(atomicInc, old >= operand ? 0 : old + 1)
 EMULATION_ATOMIC(atomicMin, operand < old ? operand : old)
 EMULATION_ATOMIC(atomicMax, operand > old ? operand : old)
 EMULATION_ATOMIC(atomicOr, old | operand)
