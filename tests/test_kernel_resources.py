@@ -44,6 +44,13 @@ class Hot:
 TILES = {"ld weight": 8 * FLOATS, "ld grad": 4 * FLOATS}
 BATCHES = {"ld weight": 4 * FLOATS, "ld grad": 2 * FLOATS}
 VECTORS = {"ld weight": FLOATS, "ld grad": FLOATS}
+
+
+def rows(weight, mask):
+    """Vectors of stored scores, each dtype in a way of its own, or one at a time; a sample is of single entries."""
+    return Hot(SELECT, {"ld weight": weight, "ld grad": FLOATS, "st mask": mask}, strided=True)
+
+
 HOT = {
     "update_scores_kernel": Hot(UPDATE, {**VECTORS, "ld score": FLOATS, "st score": FLOATS}),
     "update_block_scores_kernel": Hot(UPDATE, VECTORS, strided=True),
@@ -55,11 +62,10 @@ HOT = {
     "count_next_digits_kernel": Hot(SELECT, TILES),
     "count_ties_kernel": Hot(SELECT, TILES),
     "write_mask_kernel": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
-    "warp_rows_kernel Li1E": Hot(SELECT, {"ld weight": 2 * FLOATS, "ld grad": FLOATS, "st mask": MASK}),
-    "warp_rows_kernel Li4E": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
-    **{f"block_rows_kernel {where}Row": Hot(SELECT, TILES | {"st mask": 4 * MASK})
-       for where in ("Register", "Shared", "Memory")},
-    # Groups of one entry are kept or pruned without a look at the scores.
+    "warp_rows_kernel Li1E": rows(3 * FLOATS // 2, MASK),
+    "warp_rows_kernel Li4E": rows(3 * FLOATS, 4 * MASK),
+    "block_rows_kernel": rows(5 * FLOATS, 4 * MASK),
+    "memory_rows_kernel": rows(2 * FLOATS, MASK),
     # Four vectors of stored scores, or one at a time.
     **{f"nm_vector_kernel Li{group}E": Hot(SELECT, {"ld weight": 5 * FLOATS, "ld grad": FLOATS, "st mask": 4 * MASK})
        for group in (2, 4, 8)},

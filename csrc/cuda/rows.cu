@@ -44,32 +44,17 @@ cudaError_t select_each_row(const SelectTensor& t, Metric metric, int64_t row, i
   return cudaSuccess;
 }
 
-// Calls f with a zero of the type in which the scores of rows are ranked.
-template <class F>
-cudaError_t in_row_type(const SelectTensor& t, Metric metric, const F& f) {
-  if (t.wide()) return f(0.0);
-  const bool is_short =
-      t.weight_dtype == Dtype::bf16 && (metric == Metric::stored || metric == Metric::magnitude);
-  return is_short ? f(ShortFloat(0)) : f(0.0f);
-}
-
 template <class T>
-cudaError_t select_rows(const SelectTensor& t, Metric metric, int64_t row, int64_t k, cudaStream_t stream) {
+cudaError_t select_rows(const SelectTensor& t, Metric metric, int row, int k, cudaStream_t stream) {
+  constexpr int64_t kLanes = kWarp * kVector;
   const int64_t rows = t.numel / row, warp_blocks = ceil_div(rows, kWarps);
-  if (row <= HeldKeys<T, kWarp, 1>::kEntries) {
-    return launch(warp_rows_kernel<T, 1>, warp_blocks, stream, t, metric, row, k);
+  if (row <= kLanes) return launch(warp_rows_kernel<T, 1>, warp_blocks, stream, t, metric, row, k);
+  if (row <= 4 * kLanes) return launch(warp_rows_kernel<T, 4>, warp_blocks, stream, t, metric, row, k);
+  const int64_t warps = ceil_div(row, kRowVectors<T> * kLanes);
+  if (warps <= kRowWarps) {
+    return launch_threads(block_rows_kernel<T>, rows, warps * kWarp, stream, t, metric, row, k);
   }
-  if (row <= HeldKeys<T, kWarp, 4>::kEntries) {
-    return launch(warp_rows_kernel<T, 4>, warp_blocks, stream, t, metric, row, k);
-  }
-  if (row <= kTile) return launch(block_rows_kernel<RegisterRow<T>>, rows, stream, t, metric, row, k);
-  int64_t most = 0;
-  PRUNEOPS_RETURN_IF_ERROR(most_dynamic_shared(sizeof(RowShared<Key<T>>), most));
-  const int64_t bytes = SharedRow<T>::bytes(row);
-  if (bytes <= most) {
-    return launch_sharing(block_rows_kernel<SharedRow<T>>, rows, bytes, most, stream, t, metric, row, k);
-  }
-  return launch(block_rows_kernel<MemoryRow<T>>, rows, stream, t, metric, row, k);
+  return launch(memory_rows_kernel<T>, rows, stream, t, metric, row, k);
 }
 
 }  // namespace
@@ -87,8 +72,9 @@ cudaError_t row_topk_mask(const SelectTensor& t, Metric metric, int64_t row, int
     return topk_mask(&t, 1, {metric, k == 0 ? 0 : t.numel, false, false}, nullptr, stream);
   }
   if (is_long(t, row)) return select_each_row(t, metric, row, k, scratch, stream);
-  return in_row_type(t, metric,
-                     [&](auto rank) { return select_rows<decltype(rank)>(t, metric, row, k, stream); });
+  const int own_row = static_cast<int>(row), own_k = static_cast<int>(k);
+  return t.wide() ? select_rows<double>(t, metric, own_row, own_k, stream)
+                  : select_rows<float>(t, metric, own_row, own_k, stream);
 }
 
 }  // namespace pruneops::cuda

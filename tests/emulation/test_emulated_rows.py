@@ -7,26 +7,40 @@ from driver import assert_mask, undefined_mask
 from hostile import DTYPES, VALUES, values
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import round_to
 
-#: Around what a warp holds with one vector for each lane and with four, what a block holds, and what its shared memory
-#: does, of 64 KiB; beyond it, rows are read in every round.
-ROWS = (1, 2, 7, 8, 9, 255, 256, 257, 1023, 1024, 1025, 2049, 5000, 8191, 8192, 8193, 12_288, 12_289)
-ROWS_OF_BFLOAT16 = (257, 1025, 8193, 26_624, 26_625)
-ROWS_OF_DOUBLES = (257, 1025, 8192, 8193)
+#: Around what a warp holds with one vector for each lane and with four, and what blocks of one, two and the most warps
+#: do; beyond it, rows are read for every threshold.
+ROWS = (1, 2, 7, 8, 9, 31, 33, 255, 256, 257, 1023, 1024, 1025, 2049, 4095, 4096, 4097, 11_008, 28_672, 28_673)
+ROWS_OF_BFLOAT16 = (257, 1025, 4096, 5000, 28_680)
+ROWS_OF_DOUBLES = (257, 1025, 2049, 14_336, 14_337)
 #: As many entries fall on each row that they are selected by the whole grid.
 LONG = ((1, 15_000), (1, 20_008), (2, 30_000))
 
 NAMES = ("normal", "few_distinct", "all_equal", "neighbours")
-ANY = (*sorted(VALUES), "neighbours")
+#: Made here, beside those of ``hostile.VALUES``.
+OWN = ("neighbours", "powers", "clusters", "hidden")
+ANY = (*sorted(VALUES), *OWN)
 
 
 def scores_of(name, shape, dtype="float32", seed=0):
-    """Hostile values; ``neighbours`` differ in the last bits of their keys."""
-    if name != "neighbours":
+    """Hostile values; ``neighbours`` differ in the last bits of their keys, between ``powers`` and ``clusters`` lie all
+    their keys, and what is ``hidden`` stands where no sample looks, in a few neighbouring places."""
+    if name not in OWN:
         return values(name, shape, dtype, seed)
+    rng = np.random.default_rng(seed)
     steps = {"float32": 2.0**-23, "bfloat16": 2.0**-7, "float16": 2.0**-10, "float64": 2.0**-52}[dtype]
-    kind = np.float64 if dtype == "float64" else np.float32
-    return (1 + np.random.default_rng(seed).integers(0, 64, shape) * steps).astype(kind)
+    if name == "neighbours":
+        own = 1 + rng.integers(0, 64, shape) * steps
+    elif name == "powers":
+        own = 2.0 ** -rng.integers(0, 14, shape) * rng.choice([-1, 1], shape)
+    elif name == "clusters":
+        own = rng.choice([-60_000.0, -1.0, 0.0, 1.0, 60_000.0], shape) * (1 + rng.integers(0, 4, shape) * steps)
+    else:
+        own = np.where(
+            np.arange(shape[-1]) % 64 < 33, 1 + rng.integers(0, 9, shape) * steps, rng.integers(-9, 0, shape)
+        )
+    return round_to(own, dtype)
 
 
 def keeps(row):
@@ -63,9 +77,35 @@ def test_row_values(backend, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", VALUES)
+@pytest.mark.parametrize("name", ANY)
 def test_values_of_rows_of_a_block(backend, name, dtype):
-    check_rows(backend, values(name, (2, 1400), dtype), 600, dtype)
+    score = scores_of(name, (2, 1400), dtype)
+    for keep in (1, 600, 1399):
+        check_rows(backend, score, keep, dtype)
+    check_rows(backend, score, 700, dtype, packed=True)
+
+
+@pytest.mark.parametrize("row", [300, 1403, 2600])
+@pytest.mark.parametrize("special", [np.nan, -np.inf, np.inf])
+def test_thresholds_that_are_no_numbers(backend, special, row):
+    # Of each kind there are so many that they are kept in part, the other scores lying to both sides.
+    score = values("normal", (2, row))
+    score[np.random.default_rng(0).random(score.shape) < 0.4] = special
+    score[0, ::17], score[1, ::19] = -np.inf, np.nan
+    for keep in (row // 5, row - row // 5, row - 1):
+        check_rows(backend, score, keep)
+
+
+@pytest.mark.parametrize("row", [200, 1100, 1536, 5000])
+@pytest.mark.parametrize("places", ["first", "last", "spread"])
+def test_ties_of_a_row(backend, places, row):
+    # The threshold's ties stand together in one vector, at an end, or apart.
+    score = np.arange(row, dtype=np.float32)[None].repeat(2, 0) % 97 + 200
+    at = {"first": slice(0, 30), "last": slice(row - 30, row), "spread": slice(3, row, row // 30)}[places]
+    score[:, at] = 100
+    count = int((score[0] == 100).sum())
+    for dropped in (1, 2, count // 2, count - 1, count):
+        check_rows(backend, score, row - dropped)
 
 
 def test_many_short_rows(backend):
@@ -74,7 +114,7 @@ def test_many_short_rows(backend):
         check_rows(backend, values("few_distinct", (60, row)), row // 2)
 
 
-@pytest.mark.parametrize("row", [8, 40, 256, 264, 1024, 2048, 8200, 12_288, 12_296])
+@pytest.mark.parametrize("row", [8, 40, 256, 264, 1024, 2048, 8200, 28_680])
 def test_packed_rows(backend, row):
     for keep in keeps(row):
         check_rows(backend, values("few_distinct", (3, row)), keep, packed=True)
@@ -88,7 +128,7 @@ def test_long_rows(backend, shape, packed):
     check_rows(backend, values("normal", shape, "bfloat16"), shape[1] // 2, "bfloat16", packed=packed)
 
 
-METRIC_ROWS = ((9, 40), (3, 300), (2, 1100), (2, 8200), (1, 16_000))
+METRIC_ROWS = ((9, 40), (3, 300), (2, 1100), (2, 4104), (2, 28_680), (1, 16_000))
 
 
 @pytest.mark.parametrize("metric", ["magnitude", "snip", "wanda"])
