@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .. import ops
@@ -55,7 +56,7 @@ class _Selection:
     get_reduced_masks_from_data: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
+        self._known: dict[str, tuple[Tensor, _Count]] = {}
         super().__init__(*args, **kwargs)
 
     def get_masks_global(
@@ -67,7 +68,7 @@ class _Selection:
             for key, unit in self._select(scores, left, pre_masks).items():
                 mask = unit if self.block else self._expanded(key, unit)
                 pre_masks[key] = mask.to(pre_masks[key].dtype)
-                self._known[key] = (pre_masks[key], unit)
+                self._known[key] = (pre_masks[key], _Count.of(unit))
         return pre_masks
 
     def _select(self, scores: dict[str, Tensor], left: int, masks: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -112,8 +113,8 @@ class _Selection:
         if self.block:
             return _Count.of(mask)
         if key not in self._known or self._known[key][0] is not mask:
-            self._known[key] = (mask, self.get_reduced_masks_from_data(mask, key))
-        return _Count.of(self._known[key][1])
+            self._known[key] = (mask, _Count.of(self.get_reduced_masks_from_data(mask, key)))
+        return self._known[key][1]
 
     def _of_units(self, share: float) -> float:
         """A share of weights as one of units."""
@@ -152,7 +153,7 @@ class _Groups(_Selection):
     _reshape_2dims_to_orig: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._kept: dict[str, Tensor] = {}
+        self._lost: dict[str, Tensor] = {}
         super().__init__(*args, **kwargs)
 
     def _of_units(self, share: float) -> float:
@@ -163,12 +164,26 @@ class _Groups(_Selection):
 
     def _unit_scores(self, key: str, score: Tensor) -> Tensor:
         score = self._reshape_orig_to_2dims(score)
-        lowest = ops.nm_mask(score, self.M - self.N, self.M).logical_not_()
-        bound = score.where(lowest, float("-inf")).view(len(score), -1, self.M).amax(-1, keepdim=True)
-        self._kept[key] = (score.view(len(score), -1, self.M) > bound).view(score.shape)
-        return ops.block_reduce(score * ~self._kept[key], (1, self.M), self.config["criterion_reduce_type"])
+        self._lost[key] = lost = _lowest_with_ties(score, self.N, self.M)
+        return ops.block_reduce(
+            ops.apply_masks_(score.clone(), lost), (1, self.M), self.config["criterion_reduce_type"]
+        )
 
     def _expanded(self, key: str, unit: Tensor) -> Tensor:
-        kept = self._kept.pop(key)
-        mask = ops.expand_block_mask(unit, (1, self.M), kept.shape).logical_or_(kept)
+        kept = self._lost.pop(key).logical_not_()
+        # Side by side: units of so few entries are expanded four times as fast as by ``expand_block_mask``.
+        mask = kept.logical_or_(torch.stack([unit] * self.M, -1).view(kept.shape))
         return self._reshape_2dims_to_orig(mask, self.modules[key].weight.shape)
+
+
+def _lowest_with_ties(score: Tensor, n: int, m: int) -> Tensor:
+    """Mask of the ``n`` lowest of each ``m`` consecutive entries, and of those that tie with the n-th."""
+    # Of equals N:M masks keep the earlier. So here the later are among the lowest, and by the negated score the
+    # earlier: the two masks differ in the groups in which the n-th lowest ties with the next, and in no other.
+    lowest, earlier = ops.nm_mask(score, m - n, m).logical_not_(), ops.nm_mask(-score, n, m)
+    differs = earlier.logical_xor_(lowest)
+    if differs.count_nonzero():
+        tied = differs.view(-1, m).any(1)
+        groups = score.reshape(-1, m)[tied]
+        lowest.view(-1, m)[tied] = groups <= groups.kthvalue(n, keepdim=True).values
+    return lowest
