@@ -1,0 +1,57 @@
+"""Criteria by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from .base import PruningCriterion, setting
+
+CRITERIA: dict[str, type[PruningCriterion]] = {}
+_Criterion = TypeVar("_Criterion", bound="type[PruningCriterion]")
+
+
+def register_criterion(name: str) -> Callable[[_Criterion], _Criterion]:
+    """Register the decorated class in ``CRITERIA`` under ``name``.
+
+    Example:
+        >>> @register_criterion("taylor")
+        ... class TaylorCriterion(PruningCriterion):
+        ...     def on_before_optimizer_step(self):
+        ...         self.update_scores("taylor")
+    """
+
+    def register(criterion: _Criterion) -> _Criterion:
+        CRITERIA[name] = criterion
+        return criterion
+
+    return register
+
+
+def criterion_class(name: str) -> type[PruningCriterion]:
+    """The class registered under ``name``; a ValueError that lists the known names where there is none."""
+    if name not in CRITERIA:
+        raise ValueError(f"unknown criterion {name!r}; known are {', '.join(sorted(CRITERIA))}")
+    return CRITERIA[name]
+
+
+def get_criterion(config: Any, modules: Mapping[str, Any], framework: str = "pytorch") -> PruningCriterion:
+    """The criterion that ``config`` names.
+
+    Args:
+        config: mapping, dataclass or object; ``criterion_type`` is the criterion's registered name. The other
+            settings are those of :class:`PruningCriterion`.
+        modules: see :class:`PruningCriterion`.
+        framework: ``pytorch``.
+
+    Returns:
+        A new criterion.
+
+    Raises:
+        ValueError: the name is missing or unknown, or as in :class:`PruningCriterion`.
+
+    Example:
+        >>> get_criterion({"criterion_type": "magnitude"}, {"fc": nn.Linear(2, 2)})
+        <pruneops.criteria.weights.MagnitudeCriterion object at ...>
+    """
+    return criterion_class(setting(config, "criterion_type", None))(modules, config, framework)
