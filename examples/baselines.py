@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import os
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -70,6 +74,23 @@ def table(dense: Sequence[float], found: Mapping[Choice, Sequence[float]]) -> st
         seeds = " / ".join(map(_figures, values)) if len(values) > 1 else "none drawn"
         lines.append(f"| {pattern} | {criterion} | {within} | {_figures(mean(values))}{spread} | {seeds} |")
     return "\n".join(lines)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all have: how many seeds, and the folder to write to."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--out", type=Path, default=Path("out"))
+    return options
+
+
+def publish(text: str, path: Path, note: str, start: float) -> None:
+    """Write a table; print it with a note, the seconds since ``start`` and those of the processor."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+    used = os.times()
+    print(f"{text}\n\n{note}; {time.perf_counter() - start:.0f} s, "
+          f"{used.user + used.children_user:.0f} s of the processor")  # fmt: skip
 
 
 def _figures(value: float) -> str:

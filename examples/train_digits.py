@@ -9,7 +9,6 @@ the test accuracies to out/. The digits are those of scikit-learn: 1797 images o
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import os
@@ -19,8 +18,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import baselines  # noqa: F401  registers the random criterion
 import torch
+from baselines import parser, publish  # which registers the random criterion, too
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -217,28 +216,19 @@ def draw(path: Path, dense: list[float], found: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument(
         "--epochs", type=int, default=10, help="of pruning and adapting; dense training has 3 times as many"
     )
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    args = parser.parse_args()
+    args = options.parse_args()
     start = time.perf_counter()
     dense, found = run(args.seeds, args.epochs)
-    args.out.mkdir(parents=True, exist_ok=True)
-    text = table(dense, found)
-    (args.out / "digits.md").write_text(text + "\n")
+    publish(table(dense, found), args.out / "digits.md", "every sparsity exact to the last weight", start)
     (args.out / "digits.json").write_text(
         json.dumps([dense, [[*key, value] for key, value in found.items()]], indent=1)
     )
     draw(args.out / "digits.png", dense, found)
-    print(text)
-    used = os.times()
-    print(
-        f"\nevery sparsity exact to the last weight; {time.perf_counter() - start:.0f} s, "
-        f"{used.user + used.children_user:.0f} s of the processor; see {args.out}/digits.png"
-    )
+    print(f"picture: {args.out / 'digits.png'}")
 
 
 if __name__ == "__main__":

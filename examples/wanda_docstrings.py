@@ -9,17 +9,15 @@ is as good. Writes a table of perplexities to out/wanda_docstrings.md. Needs `pi
 
 from __future__ import annotations
 
-import argparse
 import ast
 import math
-import os
 import sys
 import sysconfig
 import time
 from pathlib import Path
 
 import torch
-from baselines import CHOICES, pruned, table
+from baselines import CHOICES, parser, pruned, publish, table
 from torch import Tensor, nn
 from transformers import OPTConfig, OPTForCausalLM
 
@@ -82,21 +80,16 @@ def measure(tokens: Tensor, steps: int, seed: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2500, help="of training (default: 2500)")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=2500, help="of training (default: 2500)")
+    args = options.parse_args()
     start = time.perf_counter()
     torch.set_num_threads(1)  # The model is too small for threads.
     tokens = torch.frombuffer(bytearray(docstrings()), dtype=torch.uint8).long()
     print(f"{len(tokens):,} bytes of documentation")
     dense, *found = zip(*(measure(tokens, args.steps, seed) for seed in range(args.seeds)), strict=True)
     text = table(dense, dict(zip(CHOICES, found, strict=True)))
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "wanda_docstrings.md").write_text(text + "\n")
-    print(f"{text}\n\nperplexity per byte of held-out text; {time.perf_counter() - start:.0f} s, "
-          f"{os.times().user:.0f} s of the processor")  # fmt: skip
+    publish(text, args.out / "wanda_docstrings.md", "perplexity per byte of held-out text", start)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ random scores. Writes a table to out/wanda_smollm2.md. Needs `pip install 'prune
 
 from __future__ import annotations
 
-import argparse
 import math
-import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 
 import torch
-from baselines import CHOICES, Choice, pruned, table
+from baselines import CHOICES, Choice, parser, pruned, publish, table
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
@@ -67,19 +65,14 @@ def measure(dense: nn.Module, tokens: Tensor, windows: int, seeds: int) -> tuple
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--windows", type=int, default=8, help=f"of {LENGTH} tokens, to calibrate and to measure with")
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--windows", type=int, default=8, help=f"of {LENGTH} tokens, to calibrate and to measure with")
+    args = options.parse_args()
     start = time.perf_counter()
     dense, tokens = load()
     whole, found = measure(dense, tokens, args.windows, args.seeds)
-    text = table([whole], found)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "wanda_smollm2.md").write_text(text + "\n")
-    print(f"{text}\n\nperplexity per token of {args.windows} windows of {LENGTH} tokens; "
-          f"{time.perf_counter() - start:.0f} s, {os.times().user:.0f} s of the processor")  # fmt: skip
+    note = f"perplexity per token of {args.windows} windows of {LENGTH} tokens"
+    publish(table([whole], found), args.out / "wanda_smollm2.md", note, start)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ import numpy as np
 
 # --- rounding and formulas --------------------------------------------------------------------------
 
+#: How far, relative to a value, the nearest one of a dtype may be.
+ROUNDING = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
+
 
 def round_to(values, dtype):
     """Round to nearest even, once, to ``dtype``; the result is held in float32 (float64 for float64)."""
@@ -108,6 +111,28 @@ def reduce_blocks(values, block, reduce):
         size = wide.size // count
         result, absolute = result / size, absolute / size
     return result.reshape(grid), absolute.reshape(grid)
+
+
+def block_values(weight, grad, metric, block, reduce, *, kind, grad_scale=None, skip_nonfinite=False):
+    """v of every block in float64, and how far a sum in ``kind`` in any order may be from it."""
+    of_mask = metric.startswith("mask_")
+    if metric == "stored":
+        entry = weight.astype(kind)
+    else:
+        entry = entry_values("mask" if of_mask else metric, weight, grad, kind=kind, grad_scale=grad_scale)
+    if skip_nonfinite and not of_mask:
+        entry = np.where(np.isfinite(entry), entry, 0)
+    total, absolute = reduce_blocks(entry, block, "sum" if of_mask else reduce)
+    size = entry.size // max(total.size, 1)
+    exact = reduce == "max" and not of_mask
+    error = np.zeros_like(absolute) if exact else (size + 1) * np.finfo(kind).eps * absolute
+    if skip_nonfinite and of_mask:
+        error, total = (np.where(np.isfinite(total), x, 0) for x in (error, total))
+    if metric == "mask_gradient":
+        return np.abs(total), error
+    if metric == "mask_fisher":
+        return total**2, (2 * np.abs(total) + error) * error + np.finfo(kind).eps * total**2
+    return total, error
 
 
 def expand_blocks(mask, block, shape):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from modules import Conv1D
 from torch import nn
 
 from pruneops import CRITERIA, PruningCriterion, get_criterion, register_criterion
@@ -15,15 +16,6 @@ from pruneops import CRITERIA, PruningCriterion, get_criterion, register_criteri
 ELEMENT = ("magnitude", "gradient", "snip", "snip_momentum")
 BLOCK = ("snip_momentum_block", "retrain_free")
 STEPS = 20
-
-
-class Conv1D(nn.Module):
-    """GPT-2's linear layer: the weight is stored in x out."""
-
-    def __init__(self, nf, nx):
-        super().__init__()
-        self.nf = nf
-        self.weight = nn.Parameter(torch.randn(nx, nf))
 
 
 @pytest.fixture

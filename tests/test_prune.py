@@ -9,20 +9,12 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from modules import Conv1D
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from pruneops import CRITERIA, PruningCriterion, prune, register_criterion
 from pruneops.layers import find_layers
-
-
-class Conv1D(nn.Module):
-    """GPT-2's linear layer: the weight is stored in x out."""
-
-    def __init__(self, nf, nx):
-        super().__init__()
-        self.nf = nf
-        self.weight = nn.Parameter(torch.randn(nx, nf))
 
 
 class Model(nn.Module):

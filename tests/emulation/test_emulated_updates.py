@@ -102,32 +102,7 @@ def test_any_lists(any_backend, data, sizes, metric):
 
 # --- blocks -----------------------------------------------------------------------------------------
 
-#: How far, relative to a value, the nearest one of a dtype may be.
-ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
 BLOCK_METRICS = (*METRICS, "stored", "mask_sum", "mask_gradient", "mask_fisher")
-
-
-def expected_blocks(weight, grad, metric, block, reduce, grad_scale=None, skip_nonfinite=False):
-    """v of every block in float64, and how far a sum in any order may be from it."""
-    kind = oracle.compute_type(weight, grad)
-    is_mask = metric.startswith("mask_")
-    if metric == "stored":
-        v = weight.astype(kind)
-    else:
-        v = oracle.entry_values("mask" if is_mask else metric, weight, grad, kind=kind, grad_scale=grad_scale)
-    if skip_nonfinite and not is_mask:
-        v = np.where(np.isfinite(v), v, 0)
-    total, absolute = oracle.reduce_blocks(v, block, "sum" if is_mask else reduce)
-    size = v.size // max(total.size, 1)
-    is_exact = reduce == "max" and not is_mask
-    error = np.zeros_like(absolute) if is_exact else (size + 1) * np.finfo(kind).eps * absolute
-    if skip_nonfinite and is_mask:
-        error, total = (np.where(np.isfinite(total), x, 0) for x in (error, total))
-    if metric == "mask_gradient":
-        return np.abs(total), error
-    if metric == "mask_fisher":
-        return total**2, (2 * np.abs(total) + error) * error + np.finfo(kind).eps * total**2
-    return total, error
 
 
 def check_blocks(
@@ -138,7 +113,9 @@ def check_blocks(
     grid = oracle.block_ids(shape, block)[1]
     score = values("normal", grid, dtypes[0], 5)
     with np.errstate(all="ignore"):
-        v, error = expected_blocks(weight, grad, metric, block, reduce, **how)
+        v, error = oracle.block_values(
+            weight, grad, metric, block, reduce, kind=oracle.compute_type(weight, grad), **how
+        )
     place = backend.array(score, dtypes[0]) if alpha or found_inf else backend.undefined(grid, dtypes[0])
     w = Laid(backend, weight, dtypes[1], layout) if metric in READS_WEIGHT else None
     g = Laid(backend, grad, dtypes[2], layout) if metric in READS_GRAD else None
@@ -150,7 +127,7 @@ def check_blocks(
     old = float(kind(alpha)) * score if alpha else np.zeros(grid)
     # The product and the sum of the update round too, and so does the score's dtype.
     error = error + 2 * np.finfo(kind).eps * (np.abs(old) + np.abs(v) + error)
-    error = error + ROUNDING[dtypes[0]] * (np.abs(old + v) + error)
+    error = error + oracle.ROUNDING[dtypes[0]] * (np.abs(old + v) + error)
     found, new = place.read(), old + v
     finite = np.isfinite(new)
     assert (np.abs(found[finite] - new[finite]) <= error[finite] + 1e-38).all()

@@ -4,23 +4,12 @@ import copy
 
 import pytest
 import torch
+from modules import Conv1D
 from torch import nn
 from torch.ao.pruning import CubicSL, LambdaSL, WeightNormSparsifier
 
 from pruneops import select_masks
 from pruneops.integrations.torch_ao import Sparsifier
-
-
-class Conv1D(nn.Module):
-    """GPT-2's linear layer: the weight is stored in x out."""
-
-    def __init__(self, nf, nx):
-        super().__init__()
-        self.nf = nf
-        self.weight = nn.Parameter(torch.randn(nx, nf))
-
-    def forward(self, x):
-        return x @ self.weight
 
 
 @pytest.fixture

@@ -13,24 +13,6 @@ from pruneops import ops
 
 ENTRY_METRICS = ("magnitude", "gradient", "snip", "taylor", "fisher")
 MASK_METRICS = ("mask_gradient", "mask_fisher", "mask_sum")
-EPS = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11, "float64": 2.0**-53}
-
-
-def expected_blocks(weight, grad, metric, block, reduce, kind, grad_scale=None, skip_nonfinite=False):
-    """v of every block in float64, and how far a sum in ``kind`` in any order may be from it."""
-    entry = oracle.entry_values(
-        "mask" if metric in MASK_METRICS else metric, weight, grad, kind=kind, grad_scale=grad_scale
-    )
-    if skip_nonfinite and metric not in MASK_METRICS:
-        entry = np.where(np.isfinite(entry), entry, 0)
-    total, absolute = oracle.reduce_blocks(entry, block, "sum" if metric in MASK_METRICS else reduce)
-    size = max(entry.size // max(total.size, 1), 1)
-    error = 0 if reduce == "max" and metric not in MASK_METRICS else (size + 1) * np.finfo(kind).eps * absolute
-    if metric == "mask_gradient":
-        return np.abs(total), error
-    if metric == "mask_fisher":
-        return total**2, (2 * np.abs(total) + error) * error + np.finfo(kind).eps * total**2
-    return total, error
 
 
 def check_blocks(
@@ -39,13 +21,15 @@ def check_blocks(
     s, w, g = (tensor(a, d, device, layout) for a, d in zip((score, weight, grad), dtypes, strict=True))
     assert ops.update_block_scores_(s, w, g, block=block, metric=metric, reduce=reduce, **how) is s
     kind = oracle.compute_type(score, weight, grad)
-    v, error = expected_blocks(weight, grad, metric, block, reduce, kind)
+    v, error = oracle.block_values(weight, grad, metric, block, reduce, kind=kind)
     alpha, beta = kind(how.get("alpha", 0.0)), kind(how.get("beta", 1.0))
     old = alpha * score.astype(np.float64) if alpha else 0.0
     new = old + np.float64(beta) * v
     # The three operations of the update round too, and so does the score's dtype (2**-133: denormals of bfloat16).
     error = abs(beta) * error + 2 * np.finfo(kind).eps * (np.abs(old) + np.abs(beta * v))
-    error = error + EPS[dtypes[0]] * (np.abs(new) + error) + (2.0**-24 if dtypes[0] == "float16" else 2.0**-133)
+    error = (
+        error + oracle.ROUNDING[dtypes[0]] * (np.abs(new) + error) + (2.0**-24 if dtypes[0] == "float16" else 2.0**-133)
+    )
     assert (np.abs(array(s).astype(np.float64) - new) <= error).all()
     return s
 
@@ -92,7 +76,7 @@ def test_values(device, name, reduce):
 
 
 def exact_maximum(weight, grad, block, metric="taylor"):
-    return expected_blocks(weight, grad, metric, block, "max", np.float32)[0].astype(np.float32)
+    return oracle.block_values(weight, grad, metric, block, "max", kind=np.float32)[0].astype(np.float32)
 
 
 @pytest.mark.parametrize("shape", [(6, 10), (6, 8, 5), (6, 8, 3, 5), (6, 8, 1, 1), (6, 4, 2, 3, 2)])
@@ -188,7 +172,7 @@ def test_skip_nonfinite_counts_entries_as_zero(device, reduce):
         torch.full((4, 8), 2.0, device=device), tensor(weight, device=device), tensor(grad, device=device),
         block=(4, 8), metric="snip", reduce=reduce, alpha=1.0, skip_nonfinite=True,
     )  # fmt: skip
-    v, error = expected_blocks(weight, grad, "snip", (4, 8), reduce, np.float32, skip_nonfinite=True)
+    v, error = oracle.block_values(weight, grad, "snip", (4, 8), reduce, kind=np.float32, skip_nonfinite=True)
     assert np.isfinite(v).all()
     assert (np.abs(array(s) - (2.0 + v)) <= error + 1e-6 * (2.0 + v)).all()
 

@@ -1,19 +1,8 @@
 """Small models and loops that the tests of pruning while training share."""
 
 import torch
+from modules import Conv1D
 from torch import nn
-
-
-class Conv1D(nn.Module):
-    """GPT-2's linear layer: the weight is stored in x out."""
-
-    def __init__(self, nf, nx):
-        super().__init__()
-        self.nf = nf
-        self.weight = nn.Parameter(torch.randn(nx, nf) / nx**0.5)
-
-    def forward(self, x):
-        return x @ self.weight
 
 
 class Model(nn.Module):
