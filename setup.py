@@ -49,6 +49,10 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
+#: What the extension depends on, so that a source distribution holds it too.
+HEADERS = sources("csrc/**/*.h", "csrc/**/*.cuh")
+
+
 def sanitizers() -> list[str]:
     """The flags that PRUNEOPS_SANITIZE asks for; as in CMakeLists.txt."""
     if not SANITIZE:
@@ -57,12 +61,24 @@ def sanitizers() -> list[str]:
 
 
 class Build(cpp_extension.BuildExtension):
-    """Keeps a library with sanitizers, which only loads into a process that brings them, out of the package."""
+    """Keeps a library with sanitizers, which only loads into a process that brings them, out of the package.
+
+    CUDA sources are compiled anew when a header has changed: where torch has no CUDA, it does not tell ninja what they
+    include.
+    """
 
     def finalize_options(self) -> None:
         super().finalize_options()
         if SANITIZE and (self.inplace or self.editable_mode):
             raise SystemExit("pruneops: PRUNEOPS_SANITIZE builds beside the package: setup.py build_ext")
+
+    def build_extensions(self) -> None:
+        included = [header for header in HEADERS if header.startswith(("csrc/cuda/", "csrc/math/"))]
+        changed = max(map(os.path.getmtime, included))
+        for compiled in Path(self.build_temp).glob("csrc/cuda/*.o"):
+            if compiled.stat().st_mtime < changed:
+                compiled.unlink()
+        super().build_extensions()
 
 
 def extension() -> cpp_extension.CppExtension:
@@ -75,7 +91,7 @@ def extension() -> cpp_extension.CppExtension:
         checks = sanitizers()
         return cpp_extension.CppExtension(
             "pruneops._C", sources("csrc/cpu/*.cpp", "csrc/ops/*.cpp"), define_macros=macros,
-            extra_compile_args={"cxx": cxx + checks}, extra_link_args=checks, py_limited_api=True,
+            depends=HEADERS, extra_compile_args={"cxx": cxx + checks}, extra_link_args=checks, py_limited_api=True,
         )  # fmt: skip
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS).replace(";", " ").split()
     # Absent from cpp_extension where torch itself has no CUDA.
@@ -85,7 +101,7 @@ def extension() -> cpp_extension.CppExtension:
     libraries = [str(home / "lib64"), str(home / "targets" / target / "lib")]
     return cpp_extension.CppExtension(
         "pruneops._C", sources("csrc/cpu/*.cpp", "csrc/ops/*.cpp", "csrc/cuda/*.cu"), define_macros=macros,
-        include_dirs=[str(home / "include")], library_dirs=libraries,
+        depends=HEADERS, include_dirs=[str(home / "include")], library_dirs=libraries,
         libraries=["cudart_static", "rt", "pthread", "dl"],
         extra_compile_args={"cxx": cxx, "nvcc": [*nvcc, "-DPRUNEOPS_CUDA"]}, py_limited_api=True,
     )  # fmt: skip
