@@ -17,7 +17,8 @@ static_assert(kSpan == kThreads, "a thread for each column");
 
 constexpr int64_t kPartRows = 128;                   // of a part at most,
 constexpr int64_t kPartEntries = kPartRows * kSpan;  // so that its columns are as many as a tile should read
-constexpr int32_t kWarpRows = 4;  // that a warp should have before another shares a part of a span
+constexpr int32_t kWarpRows = 4;  // that a warp should have before another shares a part of a span,
+constexpr int32_t kLaneRows = 8;  // and where it finishes blocks by itself
 
 // How a tensor is cut: its blocks into parts, and all parts into tiles of neighbours. Found on the host, as
 // its divisions would take a thread longer than the entries that it reads.
@@ -26,19 +27,20 @@ struct BlockCut {
   int32_t part_cols;
   int32_t parts_down;  // of a block
   int32_t parts_across;
-  int32_t per_span;  // neighbouring blocks of a tile; one where a block is wider than the span
-  int32_t warps;     // that share a row of parts: a power of two, so that they divide the block's warps
-  bool in_lanes;     // blocks are whole within the columns of a lane
+  int32_t per_span;   // neighbouring blocks of a tile; one where a block is wider than the span
+  int32_t warps;      // that share a row of parts: a power of two, so that they divide the block's warps
+  int32_t lane_rows;  // of blocks that are whole within the columns of a lane, for each warp; else 0
   int64_t tiles_across;
 
   explicit BlockCut(const BlockTensor& t)
       : part_rows(static_cast<int32_t>(min64(t.block.n, kPartRows))),
         part_cols(kSpan),
         per_span(1),
-        warps(1) {
+        warps(1),
+        lane_rows(0) {
     const int32_t least = t.block.m <= kSpan ? kWarpRows : 1;
     while (warps < kWarps && warps * 2 * least <= part_rows) warps *= 2;
-    in_lanes = warps == 1 && kVector % t.block.m == 0;
+    if (warps == 1 && kVector % t.block.m == 0) lane_rows = kLaneRows / part_rows;
     if (t.block.m <= kSpan) {
       part_cols = static_cast<int32_t>(t.block.m);
       per_span = static_cast<int32_t>(kSpan / t.block.m);
@@ -52,7 +54,8 @@ struct BlockCut {
   }
   BlockCut() = default;
 
-  PRUNEOPS_HD int rows_of_tile() const { return kWarps / warps; }  // rows of parts
+  // Rows of parts.
+  PRUNEOPS_HD int rows_of_tile() const { return lane_rows > 0 ? kWarps * lane_rows : kWarps / warps; }
   PRUNEOPS_HD int64_t parts() const { return static_cast<int64_t>(parts_down) * parts_across; }
 };
 
@@ -76,49 +79,101 @@ inline int64_t total_bytes(const BlockTensor& t) {
   return parts == 1 ? 0 : ceil_div(t.grid_rows() * t.grid_cols() * parts * bytes, 16) * 16;
 }
 
-// Whether the columns of a row lie side by side in every tensor.
+// How the rows of blocks are read: whether their columns lie side by side, and with how many bytes an entry
+// at most.
+template <bool kFlatRows, int kEntryBytes>
+struct Reading {
+  static constexpr bool kFlat = kFlatRows;
+  static constexpr int kBytes = kEntryBytes;
+  // Rows that a warp reads before it waits for the first, and thread blocks that shall fit a multiprocessor.
+  static constexpr int kRows = kBytes == 2 ? 3 : 8 / kBytes;
+  static constexpr int kBlocks = kBytes < 8 ? 2 : 1;
+};
+
 inline bool has_flat_rows(const BlockTensor& t) {
   const bool weight = t.weight == nullptr || t.weight_strides.inner == 1;
   const bool grad = t.grad == nullptr || t.grad_strides.inner == 1;
   return t.matrix.inner == t.matrix.cols && weight && grad;
 }
 
-// Entries [col, col + n) of a row as T; kFlat: its columns lie side by side.
-template <bool kFlat, class T>
-__device__ __forceinline__ void load_row(const void* data, Dtype dtype, const Matrix& matrix,
-                                         const Strides& strides, int64_t row, int64_t col, int n,
-                                         T (&out)[kVector]) {
-  if constexpr (kFlat) return load_entries(data, dtype, row * strides.row + col, n, out);
-  ColumnWalk walk(matrix, strides, row, col);
-  visit_dtype_of<T>(dtype, [&](auto element) {
-    using E = decltype(element);
-    const auto* source = static_cast<const typename E::type*>(data);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i, walk.next()) {
-      out[i] = i < n ? E::template load<T>(source[walk.offset]) : T(0);
-    }
-  });
+inline bool is_half(Dtype dtype) {
+  return dtype == Dtype::bf16 || dtype == Dtype::f16;
+}
+inline bool reads_halves(const BlockTensor& t) {
+  const bool weight = t.weight == nullptr || is_half(t.weight_dtype);
+  const bool grad = t.grad == nullptr || is_half(t.grad_dtype);
+  return weight && grad;
 }
 
-template <bool kFlat, class T>
-__device__ __forceinline__ void add_row(const BlockTensor& t, const UpdateRule& rule, T scale, int64_t row,
-                                        int64_t col, int n, T (&sums)[kVector]) {
-  T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {}, v[kVector];
-  if (reads_weight(rule.metric))
-    load_row<kFlat>(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row, col, n, w);
-  if (reads_grad(rule.metric))
-    load_row<kFlat>(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, col, n, g);
-  if (rule.grad_scale != nullptr) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) g[i] = g[i] / scale;
+// kVector neighbouring columns of a row: side by side in memory, and not waited for until they are needed,
+template <class T, class How, bool kFlat = How::kFlat>
+class RowVector {
+ public:
+  __device__ __forceinline__ void load(const void* data, Dtype dtype, const Matrix&, const Strides& strides,
+                                       int64_t row, int64_t col, int n) {
+    vector_.load(data, dtype, row * strides.row + col, n);
   }
-  values_of(rule.metric, w, g, norm, v);
-  const bool drop = rule.skip_nonfinite && rule.metric != Metric::product;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    if (i < n) sums[i] = combine(rule.reduce, sums[i], drop ? finite_or_zero(v[i]) : v[i]);
+  __device__ __forceinline__ void convert(Dtype dtype, T (&out)[kVector]) const {
+    vector_.convert(dtype, out);
   }
-}
+
+ private:
+  AnyVector<How::kBytes> vector_;
+};
+
+// or anywhere.
+template <class T, class How>
+class RowVector<T, How, false> {
+ public:
+  __device__ __forceinline__ void load(const void* data, Dtype dtype, const Matrix& matrix,
+                                       const Strides& strides, int64_t row, int64_t col, int n) {
+    ColumnWalk walk(matrix, strides, row, col);
+    visit_dtype_of<T>(dtype, [&](auto element) {
+      using E = decltype(element);
+      const auto* source = static_cast<const typename E::type*>(data);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i, walk.next()) {
+        entries_[i] = i < n ? E::template load<T>(source[walk.offset]) : T(0);
+      }
+    });
+  }
+  __device__ __forceinline__ void convert(Dtype, T (&out)[kVector]) const {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) out[i] = entries_[i];
+  }
+
+ private:
+  T entries_[kVector];
+};
+
+// What an update reads of kVector columns of a row.
+template <class T, class How>
+struct RowInput {
+  RowVector<T, How> weight;
+  RowVector<T, How> grad;
+
+  __device__ __forceinline__ void load(const BlockTensor& t, Metric metric, int64_t row, int64_t col, int n) {
+    if (reads_weight(metric)) weight.load(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row, col, n);
+    if (reads_grad(metric)) grad.load(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, col, n);
+  }
+  // Adds the values of n columns.
+  __device__ __forceinline__ void add_to(T (&sums)[kVector], const BlockTensor& t, const UpdateRule& rule,
+                                         T scale, int n) const {
+    T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {}, v[kVector];
+    if (reads_weight(rule.metric)) weight.convert(t.weight_dtype, w);
+    if (reads_grad(rule.metric)) grad.convert(t.grad_dtype, g);
+    if (rule.grad_scale != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) g[i] = g[i] / scale;
+    }
+    values_of(rule.metric, w, g, norm, v);
+    const bool drop = rule.skip_nonfinite && rule.metric != Metric::product;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (i < n) sums[i] = combine(rule.reduce, sums[i], drop ? finite_or_zero(v[i]) : v[i]);
+    }
+  }
+};
 
 // The score of a block from the sum of its entries and the old score.
 template <class T>
@@ -141,8 +196,8 @@ __device__ __forceinline__ void finish_score(const BlockTensor& t, const UpdateR
 
 // The scores of n columns in blocks of kWidth, the first of which is at `place`.
 template <int kWidth, class T>
-__device__ __forceinline__ void finish_lane(const BlockTensor& t, const UpdateRule& rule, int64_t place,
-                                            int n, const T (&sums)[kVector]) {
+__device__ __forceinline__ void finish_blocks(const BlockTensor& t, const UpdateRule& rule, int64_t place,
+                                              int n, const T (&sums)[kVector]) {
   T scores[kVector] = {};
   if (rule.reads_score()) load_entries(t.score, t.score_dtype, place, n / kWidth, scores);
 #pragma unroll
@@ -153,6 +208,21 @@ __device__ __forceinline__ void finish_lane(const BlockTensor& t, const UpdateRu
     scores[i] = updated_score(t, rule, total, scores[i]);
   }
   store_entries(t.score, t.score_dtype, place, n / kWidth, scores);
+}
+
+template <class T>
+__device__ __forceinline__ void finish_lane(const BlockTensor& t, const UpdateRule& rule, int64_t place,
+                                            int n, const T (&sums)[kVector]) {
+  switch (t.block.m) {
+    case 1:
+      return finish_blocks<1>(t, rule, place, n, sums);
+    case 2:
+      return finish_blocks<2>(t, rule, place, n, sums);
+    case 4:
+      return finish_blocks<4>(t, rule, place, n, sums);
+    default:
+      return finish_blocks<8>(t, rule, place, n, sums);
+  }
 }
 
 // The total of what the lanes of a warp hold, in every lane: the same operands meet in the same order.
@@ -198,46 +268,71 @@ struct PartRow {
         part(static_cast<int>(row - block_row * cut.parts_down)) {}
 };
 
-// The columns of a lane summed over the rows of its warp.
-template <bool kFlat, class T>
-__device__ __forceinline__ void sum_rows(const BlockTensor& t, const UpdateRule& rule, T scale,
-                                         const BlockCut& cut, const BlockTile& tile, T (&sums)[kVector]) {
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+// Adds up to `rows` rows from `row` on, `step` apart, to the sums of a lane's n columns; done() after each.
+template <class How, class T, class F>
+__device__ __forceinline__ void add_rows(const BlockTensor& t, const UpdateRule& rule, T scale, int64_t row,
+                                         int64_t rows, int64_t step, int64_t col, int n, T (&sums)[kVector],
+                                         const F& done) {
+  for (int64_t r = 0; r < rows; r += How::kRows * step) {
+    RowInput<T, How> inputs[How::kRows];
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) sums[i] = reduce_identity<T>(rule.reduce);
-  if (warp / cut.warps >= tile.rows) return;
-  const PartRow row(cut, tile.first_row + warp / cut.warps);
-  const int64_t first = static_cast<int64_t>(row.part) * cut.part_rows;
-  const int64_t from = row.block_row * t.block.n + first, rows = min64(cut.part_rows, t.block.n - first);
-  for (int64_t span = tile.begin; span < tile.end; span += kSpan) {
-    const int64_t col = span + lane * kVector;
-    if (col >= tile.end) continue;
-    const int n = static_cast<int>(min64(kVector, tile.end - col));
-    for (int64_t r = warp % cut.warps; r < rows; r += cut.warps) {
-      add_row<kFlat>(t, rule, scale, from + r, col, n, sums);
+    for (int u = 0; u < How::kRows; ++u) {
+      if (r + u * step < rows) inputs[u].load(t, rule.metric, row + r + u * step, col, n);
+    }
+#pragma unroll
+    for (int u = 0; u < How::kRows; ++u) {
+      if (r + u * step >= rows) continue;
+      inputs[u].add_to(sums, t, rule, scale, n);
+      done();
     }
   }
 }
 
-// A warp has a row of blocks, and each lane the sums of its columns.
 template <class T>
-__device__ __forceinline__ void finish_in_lanes(const BlockTensor& t, const UpdateRule& rule,
-                                                const BlockTile& tile, const T (&sums)[kVector]) {
-  const int warp = threadIdx.x / kWarp;
-  const int64_t col = tile.begin + threadIdx.x % kWarp * kVector;
-  if (warp >= tile.rows || col >= tile.end) return;
-  const int n = static_cast<int>(min64(kVector, tile.end - col));
-  const int64_t place = (tile.first_row + warp) * t.grid_cols() + divide(col, t.block.m);
-  switch (t.block.m) {
-    case 1:
-      return finish_lane<1>(t, rule, place, n, sums);
-    case 2:
-      return finish_lane<2>(t, rule, place, n, sums);
-    case 4:
-      return finish_lane<4>(t, rule, place, n, sums);
-    default:
-      return finish_lane<8>(t, rule, place, n, sums);
+__device__ __forceinline__ void clear(Reduce reduce, T (&sums)[kVector]) {
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) sums[i] = reduce_identity<T>(reduce);
+}
+
+// The columns of a lane summed over the rows of its warp.
+template <class How, class T>
+__device__ __forceinline__ void sum_rows(const BlockTensor& t, const UpdateRule& rule, T scale,
+                                         const BlockCut& cut, const BlockTile& tile, T (&sums)[kVector]) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  clear(rule.reduce, sums);
+  if (warp / cut.warps >= tile.rows) return;
+  const PartRow part(cut, tile.first_row + warp / cut.warps);
+  const int64_t first = static_cast<int64_t>(part.part) * cut.part_rows + warp % cut.warps;
+  const int64_t last = min64(static_cast<int64_t>(part.part + 1) * cut.part_rows, t.block.n);
+  for (int64_t span = tile.begin; span < tile.end; span += kSpan) {
+    const int64_t col = span + lane * kVector;
+    if (col >= tile.end) continue;
+    const int n = static_cast<int>(min64(kVector, tile.end - col));
+    const int64_t row = part.block_row * t.block.n + first;
+    add_rows<How>(t, rule, scale, row, last - first, cut.warps, col, n, sums, [] {});
   }
+}
+
+// A warp has neighbouring rows of blocks, and each lane all blocks of its columns.
+template <class How, class T>
+__device__ __forceinline__ void update_in_lanes(const BlockTensor& t, const UpdateRule& rule, T scale,
+                                                const BlockCut& cut, const BlockTile& tile) {
+  const int warp = threadIdx.x / kWarp, own = warp * cut.lane_rows;
+  const int64_t col = tile.begin + threadIdx.x % kWarp * kVector;
+  if (own >= tile.rows || col >= tile.end) return;
+  const int n = static_cast<int>(min64(kVector, tile.end - col));
+  const int64_t block_row = tile.first_row + own, block_rows = min64(cut.lane_rows, tile.rows - own);
+  int64_t place = block_row * t.grid_cols() + divide(col, t.block.m), left = t.block.n;
+  T sums[kVector];
+  clear(rule.reduce, sums);
+  const auto finish = [&] {
+    if (--left > 0) return;
+    finish_lane(t, rule, place, n, sums);
+    clear(rule.reduce, sums);
+    place += t.grid_cols();
+    left = t.block.n;
+  };
+  add_rows<How>(t, rule, scale, block_row * t.block.n, block_rows * t.block.n, 1, col, n, sums, finish);
 }
 
 // The columns of each row of parts summed over its warps: into shared[the first of them].
@@ -280,15 +375,15 @@ __device__ __forceinline__ void for_each_total(const BlockTensor& t, Reduce redu
   }
 }
 
-template <bool kFlat, class T>
+template <class How, class T>
 __device__ __forceinline__ void update_block_tile(const BlockTask& task, const UpdateRule& rule, T scale,
                                                   int64_t number, T (&shared)[kWarps][kSpan]) {
   const BlockTensor& t = task.tensor;
   const BlockCut& cut = task.cut;
   const BlockTile tile(t, cut, number);
+  if (cut.lane_rows > 0) return update_in_lanes<How>(t, rule, scale, cut, tile);
   T sums[kVector];
-  sum_rows<kFlat>(t, rule, scale, cut, tile, sums);
-  if (cut.in_lanes) return finish_in_lanes(t, rule, tile, sums);
+  sum_rows<How>(t, rule, scale, cut, tile, sums);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) shared[threadIdx.x / kWarp][threadIdx.x % kWarp * kVector + i] = sums[i];
   __syncthreads();
@@ -306,18 +401,14 @@ __device__ __forceinline__ void update_block_tile(const BlockTask& task, const U
   __syncthreads();
 }
 
-// Thread blocks that shall fit a multiprocessor.
-template <class T, bool kFlat>
-constexpr int kBlockBlocks = kFlat && sizeof(T) == sizeof(float) ? 3 : 2;
-
-template <class T, bool kFlat>
-__global__ void __launch_bounds__(kThreads, (kBlockBlocks<T, kFlat>))
+template <class T, class How>
+__global__ void __launch_bounds__(kThreads, How::kBlocks)
     update_block_scores_kernel(const __grid_constant__ Table<BlockTask> table, const UpdateRule rule) {
   __shared__ T shared[kWarps][kSpan];
   if (overflowed(rule)) return;
   const T scale = grad_scale_of<T>(rule);
   for_each_tile(table, [&](const BlockTask& task, int64_t tile, int64_t) {
-    update_block_tile<kFlat>(task, rule, scale, tile, shared);
+    update_block_tile<How>(task, rule, scale, tile, shared);
   });
 }
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "table.cuh"
-#include "vector.cuh"
+#include "words.cuh"
 
 namespace pruneops::cuda {
 
@@ -57,30 +57,73 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// Vectors of columns in a row of a block-masked matrix, and those that a thread block takes.
+// Neighbouring rows that a thread has of its columns: rows of one block share the mask.
+constexpr int kMaskRows = 4;
+
+// Vectors of columns in a row of a block-masked matrix, and the tiles of all that threads have.
 PRUNEOPS_HD int64_t row_vectors(const BlockMaskTensor& t) {
   return ceil_div(t.matrix.cols, kVector);
 }
 PRUNEOPS_HD int64_t block_mask_tiles(const BlockMaskTensor& t) {
-  return ceil_div(t.matrix.rows * row_vectors(t), kThreads);
+  return ceil_div(ceil_div(t.matrix.rows, kMaskRows) * row_vectors(t), kThreads);
 }
 
-// f(row, column, entries, kept) for the vector of columns that this thread has of a tile.
-template <class F>
-__device__ __forceinline__ void for_block_vector(const BlockMaskTensor& t, int64_t tile, const F& f) {
-  const int64_t task = tile * kThreads + threadIdx.x, vectors = row_vectors(t);
-  const int64_t row = divide(task, vectors), col = (task - row * vectors) * kVector;
-  if (row >= t.matrix.rows) return;
-  const int n = static_cast<int>(min64(kVector, t.matrix.cols - col));
-  const auto* kept = reinterpret_cast<const uint8_t*>(t.mask) + divide(row, t.block.n) * t.grid_cols();
-  Vector<bool> keep;
-  int64_t block = divide(col, t.block.m), left = (block + 1) * t.block.m - col;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    keep.words[i] = i < n && kept[block] != 0;
-    if (--left == 0) left = t.block.m, ++block;
+// The mask of n columns, row by row; columns behind them are not kept.
+class BlockMaskRows {
+ public:
+  __device__ __forceinline__ BlockMaskRows(const BlockMaskTensor& t, int64_t row, int64_t col, int n)
+      : block_(t.block), cols_(t.grid_cols()), n_(n) {
+    const int64_t down = divide(row, t.block.n), across = divide(col, t.block.m);
+    kept_ = reinterpret_cast<const uint8_t*>(t.mask) + down * cols_ + across;
+    rows_left_ = (down + 1) * t.block.n - row;
+    cols_left_ = (across + 1) * t.block.m - col;
+    read();
   }
-  f(row, col, n, keep);
+  __device__ __forceinline__ const MaskWords& mask() const { return mask_; }
+  __device__ __forceinline__ void next() {
+    if (--rows_left_ > 0) return;
+    rows_left_ = block_.n;
+    kept_ += cols_;
+    read();
+  }
+
+ private:
+  const Block& block_;
+  const uint8_t* kept_;  // of the first column
+  int64_t cols_;
+  int64_t rows_left_;  // of the present row of blocks,
+  int64_t cols_left_;  // and of the block of the first column
+  int n_;
+  MaskWords mask_;
+
+  __device__ __forceinline__ void read() {
+    if (block_.m == 1) {
+      const Vector<bool> keep = load_mask(kept_, n_);
+      mask_ = mask_where([&](int i) { return keep.words[i]; });
+      return;
+    }
+    const uint8_t* kept = kept_;
+    int64_t left = cols_left_;
+    bool present = *kept != 0;
+    mask_ = mask_where([&](int i) {
+      if (i > 0 && i < n_ && --left == 0) {
+        left = block_.m;
+        present = *++kept != 0;
+      }
+      return i < n_ && present;
+    });
+  }
+};
+
+// f(first row, rows, first column, columns) for what this thread has of a tile.
+template <class F>
+__device__ __forceinline__ void for_mask_rows(const BlockMaskTensor& t, int64_t tile, const F& f) {
+  const int64_t task = tile * kThreads + threadIdx.x, vectors = row_vectors(t);
+  const int64_t group = divide(task, vectors), row = group * kMaskRows;
+  const int64_t col = (task - group * vectors) * kVector;
+  if (row >= t.matrix.rows) return;
+  f(row, static_cast<int>(min64(kMaskRows, t.matrix.rows - row)), col,
+    static_cast<int>(min64(kVector, t.matrix.cols - col)));
 }
 
 // Whether the columns of a row lie side by side in memory.
@@ -88,29 +131,85 @@ PRUNEOPS_HD bool has_flat_rows(const BlockMaskTensor& t) {
   return t.strides.inner == 1 && t.matrix.inner == t.matrix.cols;
 }
 
+// Zeroes what is pruned of n columns: what is kept whole is left alone, and what is pruned whole is not read.
+template <class Word>
+__device__ __forceinline__ void zero_rows(const BlockMaskTensor& t, int64_t row, int rows, int64_t col,
+                                          int n) {
+  constexpr int kAtOnce = sizeof(Word) < 2 ? kMaskRows : 8 / sizeof(Word);
+  BlockMaskRows block_rows(t, row, col, n);
+  Word* words = static_cast<Word*>(t.data) + row * t.strides.row + col;
+#pragma unroll 1
+  for (int first = 0; first < rows; first += kAtOnce, words += kAtOnce * t.strides.row) {
+    Vector<Word> v[kAtOnce];
+    MaskWords masks[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      if (first + u >= rows) continue;
+      if (first + u > 0) block_rows.next();
+      masks[u] = block_rows.mask();
+      const int kept = masks[u].count();
+      if (kept > 0 && kept < kVector) v[u] = load_words(words + u * t.strides.row, n);
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      if (first + u >= rows || masks[u].count() == kVector) continue;
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) v[u].words[i] = masks[u].byte(i) ? v[u].words[i] : Word(0);
+      store_words(words + u * t.strides.row, n, v[u]);
+    }
+  }
+}
+
+__device__ __forceinline__ void zero_scattered_rows(const BlockMaskTensor& t, int64_t row, int rows,
+                                                    int64_t col, int n) {
+  BlockMaskRows block_rows(t, row, col, n);
+  for (int u = 0; u < rows; ++u) {
+    if (u > 0) block_rows.next();
+    ColumnWalk walk(t.matrix, t.strides, row + u, col);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i, walk.next()) {
+      if (i < n && !block_rows.mask().byte(i)) zero_entry(t.data, t.element_size, walk.offset);
+    }
+  }
+}
+
+// Words of any size whose rows are flat,
+template <class Word>
+__global__ void __launch_bounds__(kThreads, 3)
+    apply_flat_block_masks_kernel(const __grid_constant__ Table<BlockMaskTensor> table) {
+  for_each_tile(table, [](const BlockMaskTensor& t, int64_t tile, int64_t) {
+    for_mask_rows(t, tile,
+                  [&](int64_t row, int rows, int64_t col, int n) { zero_rows<Word>(t, row, rows, col, n); });
+  });
+}
+
+// and all others.
 __global__ void __launch_bounds__(kThreads)
     apply_block_masks_kernel(const __grid_constant__ Table<BlockMaskTensor> table) {
   for_each_tile(table, [](const BlockMaskTensor& t, int64_t tile, int64_t) {
-    for_block_vector(t, tile, [&](int64_t row, int64_t col, int n, const auto& keep) {
-      ColumnWalk walk(t.matrix, t.strides, row, col);
-      if (has_flat_rows(t)) return zero_pruned(t.data, t.element_size, walk.offset, n, keep);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i, walk.next()) {
-        if (i < n && !keep.words[i]) zero_entry(t.data, t.element_size, walk.offset);
-      }
+    for_mask_rows(t, tile, [&](int64_t row, int rows, int64_t col, int n) {
+      zero_scattered_rows(t, row, rows, col, n);
     });
   });
 }
 
 __global__ void __launch_bounds__(kThreads) expand_block_mask_kernel(const BlockMaskTensor t) {
   for (int64_t tile = blockIdx.x; tile < block_mask_tiles(t); tile += gridDim.x) {
-    for_block_vector(t, tile, [&](int64_t row, int64_t col, int n, const auto& keep) {
-      bool* target = static_cast<bool*>(t.data);
-      ColumnWalk walk(t.matrix, t.strides, row, col);
-      if (has_flat_rows(t)) return store_words(target + walk.offset, n, keep);
+    for_mask_rows(t, tile, [&](int64_t row, int rows, int64_t col, int n) {
+      auto* target = static_cast<uint8_t*>(t.data);
+      BlockMaskRows block_rows(t, row, col, n);
+      for (int u = 0; u < rows; ++u) {
+        if (u > 0) block_rows.next();
+        const MaskWords& mask = block_rows.mask();
+        ColumnWalk walk(t.matrix, t.strides, row + u, col);
+        if (has_flat_rows(t)) {
+          mask.store(target + walk.offset, n);
+          continue;
+        }
 #pragma unroll
-      for (int i = 0; i < kVector; ++i, walk.next()) {
-        if (i < n) target[walk.offset] = keep.words[i];
+        for (int i = 0; i < kVector; ++i, walk.next()) {
+          if (i < n) target[walk.offset] = mask.byte(i);
+        }
       }
     });
   }

@@ -47,23 +47,25 @@ int64_t block_scratch_bytes(const BlockTensor* tensors, int64_t count) {
 cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                                 void* scratch, cudaStream_t stream) {
   char* next = static_cast<char*>(scratch);
-  const auto update = [&](auto width, const auto& chosen, auto flat) {
+  const auto update = [&](auto width, auto how, const auto& chosen) {
     using T = decltype(width);
-    constexpr bool kFlat = decltype(flat)::value;
-    const auto is_chosen = [&](const BlockTask& task) {
-      return chosen(task.tensor) && has_flat_rows(task.tensor) == kFlat;
-    };
+    const auto is_chosen = [&](const BlockTask& task) { return chosen(task.tensor); };
     return for_each_table(BlockTasks{tensors}, count, block_tiles, is_chosen, [&](auto& table) {
       const int64_t blocks = give_totals(table, next);
-      const auto kernel = update_block_scores_kernel<T, kFlat>;
+      const auto kernel = update_block_scores_kernel<T, decltype(how)>;
       PRUNEOPS_RETURN_IF_ERROR(launch(kernel, table.tiles(), stream, table, rule));
       return launch(combine_parts_kernel<T>, ceil_div(blocks, kWarps), stream, table, rule);
     });
   };
-  return for_each_width([&](auto width, const auto& chosen) {
-    PRUNEOPS_RETURN_IF_ERROR(update(width, chosen, std::true_type{}));
-    return update(width, chosen, std::false_type{});
-  });
+  const auto flat = [](const BlockTensor& t, bool wide) { return t.wide() == wide && has_flat_rows(t); };
+  const auto apart = [](const BlockTensor& t, bool wide) { return t.wide() == wide && !has_flat_rows(t); };
+  PRUNEOPS_RETURN_IF_ERROR(
+      update(0.0f, Reading<true, 2>{}, [&](const auto& t) { return flat(t, false) && reads_halves(t); }));
+  PRUNEOPS_RETURN_IF_ERROR(
+      update(0.0f, Reading<true, 4>{}, [&](const auto& t) { return flat(t, false) && !reads_halves(t); }));
+  PRUNEOPS_RETURN_IF_ERROR(update(0.0f, Reading<false, 4>{}, [&](const auto& t) { return apart(t, false); }));
+  PRUNEOPS_RETURN_IF_ERROR(update(0.0, Reading<true, 8>{}, [&](const auto& t) { return flat(t, true); }));
+  return update(0.0, Reading<false, 8>{}, [&](const auto& t) { return apart(t, true); });
 }
 
 }  // namespace pruneops::cuda

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "table.cuh"
-#include "vector.cuh"
+#include "words.cuh"
 
 namespace pruneops::cuda {
 

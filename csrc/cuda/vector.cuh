@@ -97,18 +97,7 @@ __device__ __forceinline__ uint8_t pack_byte(const Vector<bool>& keep, int n) {
   return static_cast<uint8_t>(byte);
 }
 
-// Entries [at, at + n) of `data` as T.
-template <class T>
-__device__ __forceinline__ void load_entries(const void* data, Dtype dtype, int64_t at, int n,
-                                             T (&out)[kVector]) {
-  visit_dtype_of<T>(dtype, [&](auto element) {
-    using E = decltype(element);
-    const auto v = load_words(static_cast<const typename E::type*>(data) + at, n);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) out[i] = E::template load<T>(v.words[i]);
-  });
-}
-
+// Entries [at, at + n) of `data`, from T.
 template <class T>
 __device__ __forceinline__ void store_entries(void* data, Dtype dtype, int64_t at, int n,
                                               const T (&values)[kVector]) {
@@ -142,17 +131,6 @@ __device__ __forceinline__ void load_norms(const SelectTensor& t, int64_t at, in
     if (i < n) out[i] = static_cast<T>(t.norm[col]);
     col = col + 1 == t.cols ? 0 : col + 1;
   }
-}
-
-// The scores [at, at + n) of a selection, stored or made on the fly.
-template <class T>
-__device__ __forceinline__ void load_scores(const SelectTensor& t, Metric metric, int64_t at, int n,
-                                            T (&out)[kVector]) {
-  T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {};
-  if (reads_weight(metric)) load_entries(t.weight, t.weight_dtype, at, n, w);
-  if (reads_grad(metric)) load_entries(t.grad, t.grad_dtype, at, n, g);
-  if (metric == Metric::wanda) load_norms(t, at, n, norm);
-  values_of(metric, w, g, norm, out);
 }
 
 }  // namespace pruneops::cuda

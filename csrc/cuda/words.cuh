@@ -44,6 +44,60 @@ struct RawVector {
   }
 };
 
+// kVector entries of a dtype of at most kBytes, as they lie in memory: a thread can load several vectors
+// before it waits for the first, which it does where it converts it.
+template <int kBytes>
+class AnyVector {
+ public:
+  // Entries [at, at + n); what lies past n is 0.
+  __device__ __forceinline__ void load(const void* data, Dtype dtype, int64_t at, int n) {
+    if constexpr (kBytes == 8) {
+      if (dtype == Dtype::f64) return load_as<uint64_t>(data, at, n);
+    }
+    if constexpr (kBytes >= 4) {
+      if (dtype == Dtype::f32) return load_as<uint32_t>(data, at, n);
+    }
+    load_as<uint16_t>(data, at, n);
+  }
+  template <class T>
+  __device__ __forceinline__ void convert(Dtype dtype, T (&out)[kVector]) const {
+    if constexpr (kBytes == 8) {
+      if (dtype == Dtype::f64) return convert_as<Element<Dtype::f64>>(out);
+    }
+    if constexpr (kBytes >= 4) {
+      if (dtype == Dtype::f32) return convert_as<Element<Dtype::f32>>(out);
+    }
+    if (dtype == Dtype::bf16) return convert_as<Element<Dtype::bf16>>(out);
+    convert_as<Element<Dtype::f16>>(out);
+  }
+
+ private:
+  uint32_t words_[kVector * kBytes / 4];
+
+  template <class Word>
+  __device__ __forceinline__ void load_as(const void* data, int64_t at, int n) {
+    const auto entries = load_words(static_cast<const Word*>(data) + at, n);
+    memcpy(words_, entries.words, sizeof(entries.words));
+  }
+  template <class E, class T>
+  __device__ __forceinline__ void convert_as(T (&out)[kVector]) const {
+    RawVector<E> raw;
+    memcpy(raw.entries.words, words_, sizeof(raw.entries.words));
+    raw.convert(out);
+  }
+};
+
+// Entries [at, at + n) of `data` as T.
+template <class T>
+__device__ __forceinline__ void load_entries(const void* data, Dtype dtype, int64_t at, int n,
+                                             T (&out)[kVector]) {
+  visit_dtype_of<T>(dtype, [&](auto element) {
+    RawVector<decltype(element)> raw;
+    raw.load(data, at, n);
+    raw.convert(out);
+  });
+}
+
 // The mask of kVector entries: a byte of 0 or 1 for each, lowest first.
 struct MaskWords {
   static constexpr int kBytes = 4;
@@ -62,9 +116,17 @@ struct MaskWords {
 #pragma unroll
     for (int w = 0; w < kVector / kBytes; ++w) asm("" : "+r"(words[w]));
   }
-  // All bytes, where that is aligned.
+  // All bytes, where that is aligned,
   __device__ __forceinline__ void store(uint8_t* target) const {
     *reinterpret_cast<uint2*>(target) = {words[0], words[1]};
+  }
+  // or n of them anywhere.
+  __device__ __forceinline__ void store(uint8_t* target, int n) const {
+    if (n == kVector && is_aligned(target, kVector)) return store(target);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (i < n) target[i] = byte(i);
+    }
   }
   // A bit for each of the first n: the product brings those of a word side by side, with no carry among them.
   __device__ __forceinline__ unsigned bits(int n) const {
@@ -91,17 +153,22 @@ __device__ __forceinline__ MaskWords mask_where(const F& keep, uint32_t others =
 // Writes the mask of the entries [at, at + n) of a selection; at is a multiple of kVector where it is packed.
 template <class Tensor>
 __device__ __forceinline__ void store_mask(const Tensor& t, int64_t at, int n, const MaskWords& mask) {
-  uint8_t* target = t.mask + at;
   if (t.packed) {
     t.mask[static_cast<uint64_t>(at) / kVector] = static_cast<uint8_t>(mask.bits(n));
-  } else if (n == kVector && is_aligned(target, kVector)) {
-    mask.store(target);
   } else {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      if (i < n) target[i] = mask.byte(i);
-    }
+    mask.store(t.mask + at, n);
   }
+}
+
+// The scores [at, at + n) of a selection, stored or made on the fly.
+template <class T>
+__device__ __forceinline__ void load_scores(const SelectTensor& t, Metric metric, int64_t at, int n,
+                                            T (&out)[kVector]) {
+  T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {};
+  if (reads_weight(metric)) load_entries(t.weight, t.weight_dtype, at, n, w);
+  if (reads_grad(metric)) load_entries(t.grad, t.grad_dtype, at, n, g);
+  if (metric == Metric::wanda) load_norms(t, at, n, norm);
+  values_of(metric, w, g, norm, out);
 }
 
 }  // namespace pruneops::cuda
