@@ -175,7 +175,7 @@ FAULTS = [
         "if (up_to > first_ties + 1) return;",
     ),
     Fault("rows: one tie too many", "cuda/rows.cuh", "entries-- <= 0", "entries-- < 0"),
-    Fault("rows: threshold pruned", "cuda/rows.cuh", "if (scores[i] >= from) keep", "if (scores[i] > from) keep"),
+    Fault("rows: threshold pruned", "cuda/rows.cuh", "return scores[i] >= from;", "return scores[i] > from;"),
     Fault("rows: ties with NaN lost", "cuda/rows.cuh", "at != at ? MaskWords::kOnes", "false ? MaskWords::kOnes"),
     Fault(
         "rows: vectors enter in reverse",
@@ -184,7 +184,29 @@ FAULTS = [
         "scores[kCount - 1 - u][i] = u + 1 < kCount ? scores[kCount - 2 - u][i] : next[i]",
     ),
     Fault("row search: rank of the next score", "math/row_search.h", "if (count < k) {", "if (count <= k) {"),
-    Fault("row search: ended early", "math/row_search.h", "high - low == 1", "high - low <= 2"),
+    Fault(
+        "row search: ended early",
+        "math/row_search.h",
+        ": highest_inside()) <= low",
+        ": static_cast<K>(highest_inside() - 1)) <= low",
+    ),
+    Fault(
+        "row search: -inf taken for NaN",
+        "math/row_search.h",
+        "low == kNan ? static_cast<K>(high - 1) :",
+        "low == 0 ? K(0) :",
+    ),
+    Fault("row search: too few bits of float16", "math/row_search.h", "Dtype::f16 ? 10", "Dtype::f16 ? 9"),
+    Fault(
+        "rows: ties of the cut's cell lost",
+        "cuda/rows.cuh",
+        "group.cell(v) <= cut.cell ?",
+        "group.cell(v) < cut.cell ?",
+    ),
+    Fault(
+        "rows: norms from the tensor's start", "cuda/rows.cuh", "places.size == t.cols ? 0 : places.begin % t.cols", "0"
+    ),
+    Fault("rows: magnitudes not taken", "cuda/rows.cuh", "if (metric == Metric::magnitude) take_magnitudes();", ""),
     Fault("row search: highest score left out", "math/row_search.h", "high = static_cast<K>(last + 1)", "high = last"),
     Fault("row search: NaN below not counted", "math/row_search.h", "if (low == kNan) return aim(first);", ""),
     Fault(
@@ -223,10 +245,10 @@ FAULTS = [
     Fault(
         "words: unchecked alignment",
         "cuda/words.cuh",
-        "n == kVector && is_aligned(t.mask + at, kVector)",
+        "n == kVector && is_aligned(target, kVector)",
         "n == kVector",
     ),
-    Fault("words: bits past the end", "cuda/words.cuh", "keep.bits() & ((1u << n) - 1)", "keep.bits()"),
+    Fault("words: bits past the end", "cuda/words.cuh", "return all & ((1u << n) - 1);", "return all;"),
     Fault(
         "words: bfloat16 of a word swapped",
         "cuda/words.cuh",

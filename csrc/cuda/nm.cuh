@@ -24,7 +24,7 @@ __device__ __forceinline__ MaskWords keep_best(const T (&scores)[kVector], int n
   constexpr int kBytes = MaskWords::kBytes;
   MaskWords mask;
 #pragma unroll
-  for (int w = 0; w < kVector / kBytes; ++w) {
+  for (int w = 0; w < MaskWords::kWords; ++w) {
     mask.words[w] = (128u + static_cast<unsigned>(n) - kGroup) * MaskWords::kOnes;
 #pragma unroll
     for (int i = w * kBytes; i < (w + 1) * kBytes; ++i) mask.words[w] += i % kGroup * MaskWords::one(i);
@@ -43,7 +43,7 @@ __device__ __forceinline__ MaskWords keep_best(const T (&scores)[kVector], int n
     }
   }
 #pragma unroll
-  for (int w = 0; w < kVector / kBytes; ++w) mask.words[w] = (mask.words[w] >> 7) & MaskWords::kOnes;
+  for (int w = 0; w < MaskWords::kWords; ++w) mask.words[w] = (mask.words[w] >> 7) & MaskWords::kOnes;
   return mask;
 }
 

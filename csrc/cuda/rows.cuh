@@ -60,8 +60,7 @@ struct HeldPlaces {
     forget(same.begin);
     return same;
   }
-
- private:
+  // How far behind the start vector v lies.
   __device__ __forceinline__ int first(int v) const {
     return (v * Threads::all() + Threads::own()) * kVector;
   }
@@ -81,8 +80,11 @@ struct HeldScores {
       : places{begin, size} {
     // A row may begin and end anywhere.
     const bool whole = begin % kVector == 0 && size % kVector == 0 && is_aligned(t.weight, 16);
-    if (metric == Metric::stored && whole) {
+    const bool scaled = metric == Metric::wanda && t.cols % kVector == 0 && is_aligned(t.norm, 16);
+    if (whole && (metric == Metric::stored || metric == Metric::magnitude || scaled)) {
       load_whole_vectors(t);
+      if (metric == Metric::magnitude) take_magnitudes();
+      if (metric == Metric::wanda) scale(t);
     } else {
       load_vectors(t, metric);
     }
@@ -107,20 +109,37 @@ struct HeldScores {
   }
   // With all loads under way before the first is used.
   __device__ __forceinline__ void load_whole_vectors(const SelectTensor& t) {
-    visit_dtype(t.weight_dtype, [&](auto element) {
-      using E = decltype(element);
-      // Doubles are not ranked as floats.
-      if constexpr (sizeof(typename E::type) <= sizeof(T)) {
-        RawVector<E> raw[kCount];
+    visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
+      RawVector<decltype(element)> raw[kCount];
 #pragma unroll
-        for (int v = 0; v < kCount; ++v) {
-          raw[v] = {};
-          if (places.left(v) > 0) raw[v].load(t.weight, places.at(v));
-        }
-#pragma unroll
-        for (int v = 0; v < kCount; ++v) raw[v].convert(scores[v]);
+      for (int v = 0; v < kCount; ++v) {
+        raw[v] = {};
+        if (places.left(v) > 0) raw[v].load(t.weight, places.at(v));
       }
+#pragma unroll
+      for (int v = 0; v < kCount; ++v) raw[v].convert(scores[v]);
     });
+  }
+  __device__ __forceinline__ void take_magnitudes() {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) scores[v][i] = magnitude_of(scores[v][i]);
+    }
+  }
+  // A row lies within one of the tensor, as far behind its start as in the norms.
+  __device__ __forceinline__ void scale(const SelectTensor& t) {
+    const float* norms = t.norm + (places.size == t.cols ? 0 : places.begin % t.cols);
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+      if (places.left(v) == 0) continue;
+      Vector<float> norm;
+      norm.load(norms + places.first(v));
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        scores[v][i] = element_value<T>(Metric::wanda, scores[v][i], T(0), static_cast<T>(norm.words[i]));
+      }
+    }
   }
   __device__ __forceinline__ void pad() {
 #pragma unroll
@@ -362,12 +381,7 @@ __device__ __forceinline__ auto search_row(const Row& row, int k, int size, Key<
 
 template <class T>
 __device__ __forceinline__ MaskWords keep_from(const T (&scores)[kVector], T from) {
-  MaskWords keep = {};
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    if (scores[i] >= from) keep.words[i / MaskWords::kBytes] += MaskWords::one(i);
-  }
-  return keep;
+  return mask_where([&](int i) { return scores[i] >= from; });
 }
 
 template <class Held, class T>
@@ -388,34 +402,42 @@ __device__ __forceinline__ void keep_first(MaskWords& mask, int entries) {
   }
 }
 
+__device__ __forceinline__ uint32_t ties_of(uint32_t marks) {
+  return (marks >> 1) & ~marks & MaskWords::kOnes;
+}
+
 // Keeps also the first ties of the k-th smallest score, so many of those that are held; how many are left to
 // be kept behind them.
 template <class Held, class T, class Group>
 __device__ __forceinline__ int write_cut(const SelectTensor& t, const Held& held, const RowSearch<T>& found,
                                          int first_ties, Group& group) {
   const T from = RowSearch<T>::score(found.high), at = RowSearch<T>::score(found.low);
-  constexpr int kWords = kVector / MaskWords::kBytes;
-  MaskWords keep[Held::kVectors], ties[Held::kVectors];
+  // Bytes of 3 above the threshold, of 2 at it, and of 0 below: every score is from NaN on.
+  MaskWords marks[Held::kVectors];
   int own[Held::kVectors] = {};
 #pragma unroll
   for (int v = 0; v < held.kVectors; ++v) {
-    keep[v] = keep_from(held.scores[v], from);
-    ties[v] = keep_from(held.scores[v], at);
+    const MaskWords above = keep_from(held.scores[v], from), up = keep_from(held.scores[v], at);
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
-      // Every score is from NaN on.
-      ties[v].words[w] = (at != at ? MaskWords::kOnes : ties[v].words[w]) ^ keep[v].words[w];
-      own[v] += __popc(ties[v].words[w]);
+    for (int w = 0; w < MaskWords::kWords; ++w) {
+      marks[v].words[w] = above.words[w] + 2 * (at != at ? MaskWords::kOnes : up.words[w]);
+      own[v] += __popc(ties_of(marks[v].words[w]));
     }
   }
   const Cut cut = group.cut(own, first_ties);
   const auto places = held.places.anew();
 #pragma unroll
   for (int v = 0; v < held.kVectors; ++v) {
-    if (group.cell(v) == cut.cell) keep_first(ties[v], cut.rest - warp_scan(own[v]).before);
+    MaskWords keep, ties;
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) keep[v].words[w] |= group.cell(v) <= cut.cell ? ties[v].words[w] : 0;
-    if (places.left(v) > 0) store_mask(t, places.at(v), places.left(v), keep[v]);
+    for (int w = 0; w < MaskWords::kWords; ++w) ties.words[w] = ties_of(marks[v].words[w]);
+    if (group.cell(v) == cut.cell) keep_first(ties, cut.rest - warp_scan(own[v]).before);
+#pragma unroll
+    for (int w = 0; w < MaskWords::kWords; ++w) {
+      keep.words[w] =
+          (marks[v].words[w] & MaskWords::kOnes) | (group.cell(v) <= cut.cell ? ties.words[w] : 0);
+    }
+    if (places.left(v) > 0) store_mask(t, places.at(v), places.left(v), keep);
   }
   return cut.total < first_ties ? first_ties - cut.total : 0;
 }

@@ -101,8 +101,9 @@ __device__ __forceinline__ void load_entries(const void* data, Dtype dtype, int6
 // The mask of kVector entries: a byte of 0 or 1 for each, lowest first.
 struct MaskWords {
   static constexpr int kBytes = 4;
+  static constexpr int kWords = kVector / kBytes;
   static constexpr uint32_t kOnes = 0x01010101u;
-  uint32_t words[kVector / kBytes];
+  uint32_t words[kWords];
 
   __device__ __forceinline__ static constexpr uint32_t one(int i) {
     return uint32_t(1) << (8 * (i % kBytes));
@@ -132,7 +133,7 @@ struct MaskWords {
   __device__ __forceinline__ unsigned bits(int n) const {
     unsigned all = 0;
 #pragma unroll
-    for (int w = 0; w < kVector / kBytes; ++w) all |= (words[w] * 0x10204080u) >> 28 << (kBytes * w);
+    for (int w = 0; w < kWords; ++w) all |= (words[w] * 0x10204080u) >> 28 << (kBytes * w);
     return all & ((1u << n) - 1);
   }
   __device__ __forceinline__ int count() const { return __popc(words[0]) + __popc(words[1]); }
