@@ -79,101 +79,162 @@ inline int64_t total_bytes(const BlockTensor& t) {
   return parts == 1 ? 0 : ceil_div(t.grid_rows() * t.grid_cols() * parts * bytes, 16) * 16;
 }
 
-// How the rows of blocks are read: whether their columns lie side by side, and with how many bytes an entry
-// at most.
-template <bool kFlatRows, int kEntryBytes>
-struct Reading {
-  static constexpr bool kFlat = kFlatRows;
-  static constexpr int kBytes = kEntryBytes;
-  // Rows that a warp reads before it waits for the first, and thread blocks that shall fit a multiprocessor.
-  static constexpr int kRows = kBytes == 2 ? 3 : 8 / kBytes;
-  static constexpr int kBlocks = kBytes < 8 ? 2 : 1;
+// Rows to be added up by a lane: `count` from `row` on, `apart` from each other, at n columns from `col` on.
+struct LaneRows {
+  int64_t row;
+  int64_t col;
+  int count;
+  int apart;
+  int n;
 };
 
-inline bool has_flat_rows(const BlockTensor& t) {
-  const bool weight = t.weight == nullptr || t.weight_strides.inner == 1;
-  const bool grad = t.grad == nullptr || t.grad_strides.inner == 1;
-  return t.matrix.inner == t.matrix.cols && weight && grad;
-}
+// ---- rows whose vectors are whole, aligned and of one dtype
 
-inline bool is_half(Dtype dtype) {
-  return dtype == Dtype::bf16 || dtype == Dtype::f16;
-}
-inline bool reads_halves(const BlockTensor& t) {
-  const bool weight = t.weight == nullptr || is_half(t.weight_dtype);
-  const bool grad = t.grad == nullptr || is_half(t.grad_dtype);
-  return weight && grad;
-}
+// Neighbouring columns of rows that lie `step` bytes apart.
+template <class E>
+struct RowStream {
+  const char* next;
+  int64_t step;
 
-// kVector neighbouring columns of a row: side by side in memory, and not waited for until they are needed,
-template <class T, class How, bool kFlat = How::kFlat>
-class RowVector {
- public:
-  __device__ __forceinline__ void load(const void* data, Dtype dtype, const Matrix&, const Strides& strides,
-                                       int64_t row, int64_t col, int n) {
-    vector_.load(data, dtype, row * strides.row + col, n);
-  }
-  __device__ __forceinline__ void convert(Dtype dtype, T (&out)[kVector]) const {
-    vector_.convert(dtype, out);
+  __device__ __forceinline__ RowStream(const void* data, const Strides& strides, const LaneRows& rows)
+      : next(static_cast<const char*>(data) + (rows.row * strides.row + rows.col) * kSize),
+        step(rows.apart * strides.row * kSize) {}
+  __device__ __forceinline__ void load(RawVector<E>& to) {
+    to.load(next, 0);
+    next += step;
   }
 
  private:
-  AnyVector<How::kBytes> vector_;
+  static constexpr int64_t kSize = sizeof(typename E::type);
 };
 
-// or anywhere.
-template <class T, class How>
-class RowVector<T, How, false> {
- public:
-  __device__ __forceinline__ void load(const void* data, Dtype dtype, const Matrix& matrix,
-                                       const Strides& strides, int64_t row, int64_t col, int n) {
-    ColumnWalk walk(matrix, strides, row, col);
-    visit_dtype_of<T>(dtype, [&](auto element) {
-      using E = decltype(element);
-      const auto* source = static_cast<const typename E::type*>(data);
+// What an update reads of a row.
+template <class E>
+struct StreamedRow {
+  RawVector<E> weight;
+  RawVector<E> grad;
+
+  __device__ __forceinline__ void load(RowStream<E>& weights, RowStream<E>& grads) {
+    weights.load(weight);
+    grads.load(grad);
+  }
+  template <class T>
+  __device__ __forceinline__ void add_to(T (&sums)[kVector], Metric metric) const {
+    T w[kVector], g[kVector], norm[kVector] = {}, v[kVector];
+    weight.convert(w);
+    grad.convert(g);
+    values_of(metric, w, g, norm, v);
 #pragma unroll
-      for (int i = 0; i < kVector; ++i, walk.next()) {
-        entries_[i] = i < n ? E::template load<T>(source[walk.offset]) : T(0);
+    for (int i = 0; i < kVector; ++i) sums[i] = combine(Reduce::sum, sums[i], v[i]);
+  }
+};
+
+// Adds up values as they are.
+template <class E>
+struct StreamedRows {
+  static constexpr int kBlocks = 2;  // that shall fit a multiprocessor
+
+  // done() after each row. Two rows change places: while one is added, the other is on its way. What the
+  // metric does not read is read like the other, from the nearest cache.
+  template <class T, class F>
+  static __device__ __forceinline__ void add(const BlockTensor& t, const LaneRows& rows,
+                                             const UpdateRule& rule, T, T (&sums)[kVector], F& done) {
+    const bool reads_w = reads_weight(rule.metric), reads_g = reads_grad(rule.metric);
+    RowStream<E> weights(reads_w ? t.weight : t.grad, reads_w ? t.weight_strides : t.grad_strides, rows);
+    RowStream<E> grads(reads_g ? t.grad : t.weight, reads_g ? t.grad_strides : t.weight_strides, rows);
+    StreamedRow<E> one, other;
+    if (rows.count <= 0) return;
+    one.load(weights, grads);
+    for (int left = rows.count;;) {
+      if (left > 1) other.load(weights, grads);
+      one.add_to(sums, rule.metric);
+      done();
+      if (--left == 0) return;
+      if (left > 1) one.load(weights, grads);
+      other.add_to(sums, rule.metric);
+      done();
+      if (--left == 0) return;
+    }
+  }
+};
+
+inline bool lies_in_vectors(const void* data, const Strides& strides, int64_t size) {
+  return data == nullptr ||
+         (reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides.inner == 1 && strides.row * size % 16 == 0);
+}
+
+// Whether StreamedRows of a dtype may read a tensor.
+inline bool can_stream(const BlockTensor& t, const BlockCut& cut, const UpdateRule& rule, Dtype dtype) {
+  const bool drops = rule.skip_nonfinite && rule.metric != Metric::product;
+  if (rule.grad_scale != nullptr || rule.reduce == Reduce::max || drops) return false;
+  if (t.weight != nullptr && t.weight_dtype != dtype) return false;
+  if (t.grad != nullptr && t.grad_dtype != dtype) return false;
+  const int64_t size = dtype == Dtype::f32 ? 4 : 2,
+                tile_cols = t.block.m <= kSpan ? cut.per_span * t.block.m : t.block.m;
+  return t.matrix.inner == t.matrix.cols && t.matrix.cols % kVector == 0 && tile_cols % kVector == 0 &&
+         lies_in_vectors(t.weight, t.weight_strides, size) && lies_in_vectors(t.grad, t.grad_strides, size);
+}
+
+// ---- rows of any kind
+
+// Adds the values of n columns of a row.
+template <class T>
+__device__ __forceinline__ void add_values(const UpdateRule& rule, T scale, const T (&w)[kVector],
+                                           T (&g)[kVector], int n, T (&sums)[kVector]) {
+  if (rule.grad_scale != nullptr) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) g[i] = g[i] / scale;
+  }
+  T norm[kVector] = {}, v[kVector];
+  values_of(rule.metric, w, g, norm, v);
+  const bool drop = rule.skip_nonfinite && rule.metric != Metric::product;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    if (i < n) sums[i] = combine(rule.reduce, sums[i], drop ? finite_or_zero(v[i]) : v[i]);
+  }
+}
+
+// Entries [col, col + n) of a row as T.
+template <class T>
+__device__ __forceinline__ void load_row(const void* data, Dtype dtype, const Matrix& matrix,
+                                         const Strides& strides, int64_t row, int64_t col, int n,
+                                         T (&out)[kVector]) {
+  if (strides.inner == 1 && matrix.inner == matrix.cols) {
+    return load_entries(data, dtype, matrix.offset(strides, row, col), n, out);
+  }
+  ColumnWalk walk(matrix, strides, row, col);
+  visit_dtype_of<T>(dtype, [&](auto element) {
+    using E = decltype(element);
+    const auto* source = static_cast<const typename E::type*>(data);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i, walk.next()) {
+      out[i] = i < n ? E::template load<T>(source[walk.offset]) : T(0);
+    }
+  });
+}
+
+struct AnyRows {
+  static constexpr int kBlocks = 1;
+
+  template <class T, class F>
+  static __device__ __forceinline__ void add(const BlockTensor& t, const LaneRows& rows,
+                                             const UpdateRule& rule, T scale, T (&sums)[kVector], F& done) {
+    for (int r = 0; r < rows.count; ++r) {
+      const int64_t row = rows.row + static_cast<int64_t>(r) * rows.apart;
+      T w[kVector] = {}, g[kVector] = {};
+      if (reads_weight(rule.metric)) {
+        load_row(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row, rows.col, rows.n, w);
       }
-    });
-  }
-  __device__ __forceinline__ void convert(Dtype, T (&out)[kVector]) const {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) out[i] = entries_[i];
-  }
-
- private:
-  T entries_[kVector];
-};
-
-// What an update reads of kVector columns of a row.
-template <class T, class How>
-struct RowInput {
-  RowVector<T, How> weight;
-  RowVector<T, How> grad;
-
-  __device__ __forceinline__ void load(const BlockTensor& t, Metric metric, int64_t row, int64_t col, int n) {
-    if (reads_weight(metric)) weight.load(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row, col, n);
-    if (reads_grad(metric)) grad.load(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, col, n);
-  }
-  // Adds the values of n columns.
-  __device__ __forceinline__ void add_to(T (&sums)[kVector], const BlockTensor& t, const UpdateRule& rule,
-                                         T scale, int n) const {
-    T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {}, v[kVector];
-    if (reads_weight(rule.metric)) weight.convert(t.weight_dtype, w);
-    if (reads_grad(rule.metric)) grad.convert(t.grad_dtype, g);
-    if (rule.grad_scale != nullptr) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) g[i] = g[i] / scale;
-    }
-    values_of(rule.metric, w, g, norm, v);
-    const bool drop = rule.skip_nonfinite && rule.metric != Metric::product;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      if (i < n) sums[i] = combine(rule.reduce, sums[i], drop ? finite_or_zero(v[i]) : v[i]);
+      if (reads_grad(rule.metric)) {
+        load_row(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, rows.col, rows.n, g);
+      }
+      add_values(rule, scale, w, g, rows.n, sums);
+      done();
     }
   }
 };
+
+// ---- scores of blocks
 
 // The score of a block from the sum of its entries and the old score.
 template <class T>
@@ -268,34 +329,37 @@ struct PartRow {
         part(static_cast<int>(row - block_row * cut.parts_down)) {}
 };
 
-// Adds up to `rows` rows from `row` on, `step` apart, to the sums of a lane's n columns; done() after each.
-template <class How, class T, class F>
-__device__ __forceinline__ void add_rows(const BlockTensor& t, const UpdateRule& rule, T scale, int64_t row,
-                                         int64_t rows, int64_t step, int64_t col, int n, T (&sums)[kVector],
-                                         const F& done) {
-  for (int64_t r = 0; r < rows; r += How::kRows * step) {
-    RowInput<T, How> inputs[How::kRows];
-#pragma unroll
-    for (int u = 0; u < How::kRows; ++u) {
-      if (r + u * step < rows) inputs[u].load(t, rule.metric, row + r + u * step, col, n);
-    }
-#pragma unroll
-    for (int u = 0; u < How::kRows; ++u) {
-      if (r + u * step >= rows) continue;
-      inputs[u].add_to(sums, t, rule, scale, n);
-      done();
-    }
-  }
-}
-
 template <class T>
 __device__ __forceinline__ void clear(Reduce reduce, T (&sums)[kVector]) {
 #pragma unroll
   for (int i = 0; i < kVector; ++i) sums[i] = reduce_identity<T>(reduce);
 }
 
+struct NothingToFinish {
+  __device__ __forceinline__ void operator()() const {}
+};
+
+// Finishes the blocks of a lane's columns after the last of their rows.
+template <class T>
+struct LaneFinish {
+  const BlockTensor& t;
+  const UpdateRule& rule;
+  T (&sums)[kVector];
+  int n;
+  int64_t place;
+  int rows_left;
+
+  __device__ __forceinline__ void operator()() {
+    if (--rows_left > 0) return;
+    finish_lane(t, rule, place, n, sums);
+    clear(rule.reduce, sums);
+    place += t.grid_cols();
+    rows_left = static_cast<int>(t.block.n);
+  }
+};
+
 // The columns of a lane summed over the rows of its warp.
-template <class How, class T>
+template <class Rows, class T>
 __device__ __forceinline__ void sum_rows(const BlockTensor& t, const UpdateRule& rule, T scale,
                                          const BlockCut& cut, const BlockTile& tile, T (&sums)[kVector]) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -304,17 +368,19 @@ __device__ __forceinline__ void sum_rows(const BlockTensor& t, const UpdateRule&
   const PartRow part(cut, tile.first_row + warp / cut.warps);
   const int64_t first = static_cast<int64_t>(part.part) * cut.part_rows + warp % cut.warps;
   const int64_t last = min64(static_cast<int64_t>(part.part + 1) * cut.part_rows, t.block.n);
+  NothingToFinish nothing;
   for (int64_t span = tile.begin; span < tile.end; span += kSpan) {
     const int64_t col = span + lane * kVector;
     if (col >= tile.end) continue;
     const int n = static_cast<int>(min64(kVector, tile.end - col));
     const int64_t row = part.block_row * t.block.n + first;
-    add_rows<How>(t, rule, scale, row, last - first, cut.warps, col, n, sums, [] {});
+    const int count = static_cast<int>(ceil_div(last - first, cut.warps));
+    Rows::add(t, LaneRows{row, col, count, cut.warps, n}, rule, scale, sums, nothing);
   }
 }
 
 // A warp has neighbouring rows of blocks, and each lane all blocks of its columns.
-template <class How, class T>
+template <class Rows, class T>
 __device__ __forceinline__ void update_in_lanes(const BlockTensor& t, const UpdateRule& rule, T scale,
                                                 const BlockCut& cut, const BlockTile& tile) {
   const int warp = threadIdx.x / kWarp, own = warp * cut.lane_rows;
@@ -322,17 +388,12 @@ __device__ __forceinline__ void update_in_lanes(const BlockTensor& t, const Upda
   if (own >= tile.rows || col >= tile.end) return;
   const int n = static_cast<int>(min64(kVector, tile.end - col));
   const int64_t block_row = tile.first_row + own, block_rows = min64(cut.lane_rows, tile.rows - own);
-  int64_t place = block_row * t.grid_cols() + divide(col, t.block.m), left = t.block.n;
+  const int64_t place = block_row * t.grid_cols() + divide(col, t.block.m);
   T sums[kVector];
   clear(rule.reduce, sums);
-  const auto finish = [&] {
-    if (--left > 0) return;
-    finish_lane(t, rule, place, n, sums);
-    clear(rule.reduce, sums);
-    place += t.grid_cols();
-    left = t.block.n;
-  };
-  add_rows<How>(t, rule, scale, block_row * t.block.n, block_rows * t.block.n, 1, col, n, sums, finish);
+  LaneFinish<T> finish{t, rule, sums, n, place, static_cast<int>(t.block.n)};
+  const LaneRows rows{block_row * t.block.n, col, static_cast<int>(block_rows * t.block.n), 1, n};
+  Rows::add(t, rows, rule, scale, sums, finish);
 }
 
 // The columns of each row of parts summed over its warps: into shared[the first of them].
@@ -375,15 +436,15 @@ __device__ __forceinline__ void for_each_total(const BlockTensor& t, Reduce redu
   }
 }
 
-template <class How, class T>
+template <class Rows, class T>
 __device__ __forceinline__ void update_block_tile(const BlockTask& task, const UpdateRule& rule, T scale,
                                                   int64_t number, T (&shared)[kWarps][kSpan]) {
   const BlockTensor& t = task.tensor;
   const BlockCut& cut = task.cut;
   const BlockTile tile(t, cut, number);
-  if (cut.lane_rows > 0) return update_in_lanes<How>(t, rule, scale, cut, tile);
+  if (cut.lane_rows > 0) return update_in_lanes<Rows>(t, rule, scale, cut, tile);
   T sums[kVector];
-  sum_rows<How>(t, rule, scale, cut, tile, sums);
+  sum_rows<Rows>(t, rule, scale, cut, tile, sums);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) shared[threadIdx.x / kWarp][threadIdx.x % kWarp * kVector + i] = sums[i];
   __syncthreads();
@@ -401,14 +462,14 @@ __device__ __forceinline__ void update_block_tile(const BlockTask& task, const U
   __syncthreads();
 }
 
-template <class T, class How>
-__global__ void __launch_bounds__(kThreads, How::kBlocks)
+template <class T, class Rows>
+__global__ void __launch_bounds__(kThreads, Rows::kBlocks)
     update_block_scores_kernel(const __grid_constant__ Table<BlockTask> table, const UpdateRule rule) {
   __shared__ T shared[kWarps][kSpan];
   if (overflowed(rule)) return;
   const T scale = grad_scale_of<T>(rule);
   for_each_tile(table, [&](const BlockTask& task, int64_t tile, int64_t) {
-    update_block_tile<How>(task, rule, scale, tile, shared);
+    update_block_tile<Rows>(task, rule, scale, tile, shared);
   });
 }
 

@@ -118,8 +118,8 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
     }
     return;
   }
-  const auto take = [&](const Batch& batch, auto& scores) { source.take_again(t, batch, scores); };
-  for_each_batch<T>(begin, end, take, [&](const Batch& batch, const auto& scores) {
+  const auto take = [&](const auto& batch, auto& scores) { source.take_again(t, batch, scores); };
+  for_each_batch<T>(begin, end, take, [&](const auto& batch, const auto& scores) {
 #pragma unroll
     for (int v = 0; v < kBatch; ++v) {
       sieve.sift(scores[v], batch.size(v), [&](K key, int i) {
@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source>))
   int turn = 0;
   for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
     unsigned ties = 0;
-    const auto take = [&](const Batch& batch, auto& scores) { source.take(t, batch, scores); };
-    for_each_batch<T>(begin, end, take, [&](const Batch& batch, const auto& scores) {
+    const auto take = [&](const auto& batch, auto& scores) { source.take(t, batch, scores); };
+    for_each_batch<T>(begin, end, take, [&](const auto& batch, const auto& scores) {
       MaskWords masks[kBatch];
 #pragma unroll
       for (int v = 0; v < kBatch; ++v) masks[v] = sieve.keep(scores[v]);

@@ -75,7 +75,8 @@ struct SelectLimits {
   // Where reading all keys five times, mostly from the second-level cache, takes longer than the launches of
   // a bracket.
   int64_t bracket_from;
-  // A larger sample narrows the bracket, and so the memory for what is inside, by its square root.
+  // A larger sample narrows the bracket, and so what is inside, by its square root. Up to four times as many
+  // are taken where that is no more than one entry in 1024.
   int64_t most_samples;
 };
 
@@ -104,6 +105,10 @@ struct Sizes {
   }
 
   bool bracketed() const { return entries >= limits.bracket_from; }
+  int64_t sample_size() const {
+    const int64_t most = limits.most_samples, sparse = min64(entries / 1024, 4 * most);
+    return min64(entries / 64, sparse > most ? sparse : most);
+  }
   int64_t tiles_per_part() const { return ceil_div(tiles, kMaxParts); }
   int64_t parts() const { return ceil_div(tiles, tiles_per_part()) + tables; }
 };
@@ -142,7 +147,7 @@ struct Plan {
     work.ties = carver.take<unsigned>(3 * work.parts);
     zeroed = carver.bytes();
     if (sizes.bracketed()) {
-      work.sample_size = min64(sizes.entries / 64, sizes.limits.most_samples);
+      work.sample_size = sizes.sample_size();
       work.ranks = sample_ranks(work.sample_size, sizes.entries, k);
       work.sample = carver.take<K>(work.sample_size);
       work.collects = !sizes.strict;

@@ -7,8 +7,8 @@
 namespace pruneops::cuda {
 
 // The vectors that each thread of a block has of the entries [begin, end), at most kEntries: vector v of a
-// thread lies behind those of all threads before v.
-template <int kCount>
+// thread lies behind those of all threads before v. kWhole: they are exactly kEntries.
+template <int kCount, bool kWhole = false>
 struct Vectors {
   static constexpr int64_t kEntries = static_cast<int64_t>(kCount) * kThreads * kVector;
 
@@ -18,6 +18,7 @@ struct Vectors {
   __device__ __forceinline__ int64_t at(int v) const { return begin + offset(v); }
   // Entries of vector v: fewer, or none, at the end.
   __device__ __forceinline__ int size(int v) const {
+    if constexpr (kWhole) return kVector;
     const int left = static_cast<int>(end - begin) - static_cast<int>(offset(v));
     return left < 0 ? 0 : left < kVector ? left : kVector;
   }
@@ -29,8 +30,9 @@ struct Vectors {
   }
 };
 
-template <class T, int kCount>
-__device__ __forceinline__ void load_vectors(const void* data, Dtype dtype, const Vectors<kCount>& vectors,
+template <class T, int kCount, bool kWhole>
+__device__ __forceinline__ void load_vectors(const void* data, Dtype dtype,
+                                             const Vectors<kCount, kWhole>& vectors,
                                              T (&out)[kCount][kVector]) {
   visit_dtype_of<T>(dtype, [&](auto element) {
     RawVector<decltype(element)> raw[kCount];
@@ -47,9 +49,10 @@ __device__ __forceinline__ void load_vectors(const void* data, Dtype dtype, cons
 }
 
 // Scores of a tensor, stored or made on the fly in the tensor's own type.
-template <class Own, class T, int kCount>
+template <class Own, class T, int kCount, bool kWhole>
 __device__ __forceinline__ void load_own_scores(const SelectTensor& t, Metric metric,
-                                                const Vectors<kCount>& vectors, T (&out)[kCount][kVector]) {
+                                                const Vectors<kCount, kWhole>& vectors,
+                                                T (&out)[kCount][kVector]) {
   if (metric == Metric::stored) return load_vectors(t.weight, t.weight_dtype, vectors, out);
   Own w[kCount][kVector] = {};
   if (reads_weight(metric)) load_vectors(t.weight, t.weight_dtype, vectors, w);
@@ -66,17 +69,18 @@ __device__ __forceinline__ void load_own_scores(const SelectTensor& t, Metric me
 }
 
 // A score is computed in its own tensor's type, whatever other tensors it is ranked with.
-template <class T, int kCount>
+template <class T, int kCount, bool kWhole>
 __device__ __forceinline__ void load_scores(const SelectTensor& t, Metric metric,
-                                            const Vectors<kCount>& vectors, T (&out)[kCount][kVector]) {
+                                            const Vectors<kCount, kWhole>& vectors,
+                                            T (&out)[kCount][kVector]) {
   if constexpr (sizeof(T) == sizeof(double)) {
     if (t.wide()) return load_own_scores<double>(t, metric, vectors, out);
   }
   load_own_scores<float>(t, metric, vectors, out);
 }
 
-template <int kCount>
-__device__ __forceinline__ unsigned count_kept(const Vectors<kCount>& vectors,
+template <int kCount, bool kWhole>
+__device__ __forceinline__ unsigned count_kept(const Vectors<kCount, kWhole>& vectors,
                                                const MaskWords (&masks)[kCount]) {
   const bool whole = vectors.are_whole();
   int kept = 0;
@@ -85,8 +89,8 @@ __device__ __forceinline__ unsigned count_kept(const Vectors<kCount>& vectors,
   return static_cast<unsigned>(kept);
 }
 
-template <class Tensor, int kCount>
-__device__ __forceinline__ void store_masks(const Tensor& t, const Vectors<kCount>& vectors,
+template <class Tensor, int kCount, bool kWhole>
+__device__ __forceinline__ void store_masks(const Tensor& t, const Vectors<kCount, kWhole>& vectors,
                                             const MaskWords (&masks)[kCount]) {
   uint8_t* target = t.mask + vectors.at(0);
   if (!t.packed && vectors.are_whole() && is_aligned(target, kVector)) {

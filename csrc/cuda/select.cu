@@ -58,8 +58,11 @@ class Selecting {
                              work_);
     }));
     return for_each_part_table(tensors_, [&](const auto& table) {
-      return launch_resident(write_mask_kernel<T>, table.tiles(), kTileBlocks<T>, stream_, table, metric_,
-                             work_, prune_ties);
+      PRUNEOPS_RETURN_IF_ERROR(launch_resident(write_mask_kernel<T>, table.tiles(), kWriteBlocks<T>, stream_,
+                                               table, metric_, work_, prune_ties));
+      if (!work_.collects) return cudaSuccess;
+      return launch_resident(patch_mask_kernel<K>, ceil_div(table.tiles(), kWarps), kPatchBlocks, stream_,
+                             table, work_, prune_ties);
     });
   }
 

@@ -242,6 +242,9 @@ struct Finish {
   __device__ bool writes(int64_t number) const { return keeps_ties(number) ? writes_kept : writes_dropped; }
 };
 
+// Blocks of patch_mask_kernel that fit a multiprocessor.
+constexpr int kPatchBlocks = 6;
+
 // Bits of a tile's packed mask, of which no two threads write one byte.
 using TileBits = unsigned[kTile / 32];
 
@@ -280,8 +283,8 @@ template <class T>
 __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric, int64_t begin, int64_t end,
                                            Key<T> threshold, bool keep_ties) {
   const ScoreBound<T> least(keep_ties ? threshold : static_cast<Key<T>>(threshold + 1));
-  const auto take = [&](const Batch& batch, auto& scores) { load_scores(t, metric, batch, scores); };
-  for_each_batch<T>(begin, end, take, [&](const Batch& batch, const auto& scores) {
+  const auto take = [&](const auto& batch, auto& scores) { load_scores(t, metric, batch, scores); };
+  for_each_batch<T>(begin, end, take, [&](const auto& batch, const auto& scores) {
     MaskWords masks[kBatch];
 #pragma unroll
     for (int v = 0; v < kBatch; ++v) {
@@ -293,10 +296,12 @@ __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric,
 }
 
 template <class T>
+constexpr int kWriteBlocks = sizeof(T) == sizeof(float) ? 2 : 1;
+
+template <class T>
 struct Writing {
   FindingCut cut;
   unsigned long long partial[kWarps];
-  TileBits bits[kWarps];
 };
 
 // One block writes the tiles of the cut one after another.
@@ -312,9 +317,9 @@ __device__ __forceinline__ void write_cut(const Table<SelectTensor>& table, Metr
     const SelectTensor& t = table.tensors[index];
     const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.size());
 #pragma unroll 1
-    for (int64_t at = begin; at < end; at += Batch::kEntries) {
+    for (int64_t at = begin; at < end; at += Batch<>::kEntries) {
       const auto keys =
-          hold_keys<HeldKeys<T, kThreads, kBatch>>(t, metric, at, min64(at + Batch::kEntries, end));
+          hold_keys<HeldKeys<T, kThreads, kBatch>>(t, metric, at, min64(at + Batch<>::kEntries, end));
       left = write_cut(t, keys, finish.threshold, left,
                        [&](unsigned long long bits) { return block_scan(bits, partial); });
     }
@@ -322,7 +327,7 @@ __device__ __forceinline__ void write_cut(const Table<SelectTensor>& table, Metr
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kWriteBlocks<T>)
     write_mask_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
                       const SelectWork<Key<T>> work, const bool prune_ties) {
   using K = Key<T>;
@@ -330,19 +335,29 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
   const Search<K> search = work.state->searches[Search<K>::kRounds];
   const Finish<K> finish(work, search, find_cut(work, search, prune_ties, shared.cut));
   if (blockIdx.x == 0) write_cut<T>(table, metric, finish, shared.partial);
-  if (finish.writes_kept || finish.writes_dropped) {
-    for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
-      if (finish.is_cut(number) || !finish.writes(number)) return;
-      write_tile<T>(t, metric, begin, end, finish.threshold, finish.keeps_ties(number));
-    });
-  }
+  if (!finish.writes_kept && !finish.writes_dropped) return;
+  for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
+    if (finish.is_cut(number) || !finish.writes(number)) return;
+    write_tile<T>(t, metric, begin, end, finish.threshold, finish.keeps_ties(number));
+  });
+}
+
+// What a pass has left undecided in tiles that are not written. Few registers let many warps wait for memory.
+template <class K>
+__global__ void __launch_bounds__(kThreads, kPatchBlocks)
+    patch_mask_kernel(const __grid_constant__ Table<SelectTensor> table, const SelectWork<K> work,
+                      const bool prune_ties) {
+  __shared__ FindingCut finding;
+  __shared__ TileBits bits[kWarps];
+  const Search<K> search = work.state->searches[Search<K>::kRounds];
+  const Finish<K> finish(work, search, find_cut(work, search, prune_ties, finding));
   if (!finish.patches) return;
   for_each_warp_tile(table, [&](const SelectTensor& t, int64_t tile, int64_t number) {
     if (finish.is_cut(number) || finish.writes(number)) return;
     const TileRun run = work.runs[number];
     if (run.count == 0) return;
     const bool keep_ties = finish.keeps_ties(number);
-    patch_tile(t, tile * kTile, work, run, shared.bits[threadIdx.x / kWarp],
+    patch_tile(t, tile * kTile, work, run, bits[threadIdx.x / kWarp],
                [&](K key) { return keep_ties ? key >= finish.threshold : key > finish.threshold; });
   });
 }

@@ -47,25 +47,30 @@ int64_t block_scratch_bytes(const BlockTensor* tensors, int64_t count) {
 cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                                 void* scratch, cudaStream_t stream) {
   char* next = static_cast<char*>(scratch);
-  const auto update = [&](auto width, auto how, const auto& chosen) {
+  const auto update = [&](auto width, auto rows, const auto& chosen) {
     using T = decltype(width);
-    const auto is_chosen = [&](const BlockTask& task) { return chosen(task.tensor); };
-    return for_each_table(BlockTasks{tensors}, count, block_tiles, is_chosen, [&](auto& table) {
+    return for_each_table(BlockTasks{tensors}, count, block_tiles, chosen, [&](auto& table) {
       const int64_t blocks = give_totals(table, next);
-      const auto kernel = update_block_scores_kernel<T, decltype(how)>;
+      const auto kernel = update_block_scores_kernel<T, decltype(rows)>;
       PRUNEOPS_RETURN_IF_ERROR(launch(kernel, table.tiles(), stream, table, rule));
       return launch(combine_parts_kernel<T>, ceil_div(blocks, kWarps), stream, table, rule);
     });
   };
-  const auto flat = [](const BlockTensor& t, bool wide) { return t.wide() == wide && has_flat_rows(t); };
-  const auto apart = [](const BlockTensor& t, bool wide) { return t.wide() == wide && !has_flat_rows(t); };
-  PRUNEOPS_RETURN_IF_ERROR(
-      update(0.0f, Reading<true, 2>{}, [&](const auto& t) { return flat(t, false) && reads_halves(t); }));
-  PRUNEOPS_RETURN_IF_ERROR(
-      update(0.0f, Reading<true, 4>{}, [&](const auto& t) { return flat(t, false) && !reads_halves(t); }));
-  PRUNEOPS_RETURN_IF_ERROR(update(0.0f, Reading<false, 4>{}, [&](const auto& t) { return apart(t, false); }));
-  PRUNEOPS_RETURN_IF_ERROR(update(0.0, Reading<true, 8>{}, [&](const auto& t) { return flat(t, true); }));
-  return update(0.0, Reading<false, 8>{}, [&](const auto& t) { return apart(t, true); });
+  const auto streams = [&](const BlockTask& task, Dtype dtype) {
+    return !task.tensor.wide() && can_stream(task.tensor, task.cut, rule, dtype);
+  };
+  const auto stream_all = [&](auto element, Dtype dtype) {
+    return update(0.0f, StreamedRows<decltype(element)>{},
+                  [&](const BlockTask& task) { return streams(task, dtype); });
+  };
+  PRUNEOPS_RETURN_IF_ERROR(stream_all(Element<Dtype::f32>{}, Dtype::f32));
+  PRUNEOPS_RETURN_IF_ERROR(stream_all(Element<Dtype::bf16>{}, Dtype::bf16));
+  PRUNEOPS_RETURN_IF_ERROR(stream_all(Element<Dtype::f16>{}, Dtype::f16));
+  PRUNEOPS_RETURN_IF_ERROR(update(0.0f, AnyRows{}, [&](const BlockTask& task) {
+    return !task.tensor.wide() && !streams(task, Dtype::f32) && !streams(task, Dtype::bf16) &&
+           !streams(task, Dtype::f16);
+  }));
+  return update(0.0, AnyRows{}, [](const BlockTask& task) { return task.tensor.wide(); });
 }
 
 }  // namespace pruneops::cuda

@@ -11,79 +11,46 @@ namespace pruneops::cuda {
 // kVector entries of an Element's type, as they lie in memory.
 template <class E>
 struct RawVector {
-  static constexpr int kWords = kVector * static_cast<int>(sizeof(typename E::type)) / 4;
-  using Word = typename E::type;
-  Vector<Word> entries;
+  using Entry = typename E::type;
+  static constexpr int kWords = kVector * static_cast<int>(sizeof(Entry)) / 4;
+  uint32_t words[kWords];
 
   static __device__ __forceinline__ bool can_load(const void* data, int64_t at) {
-    return is_aligned(static_cast<const Word*>(data) + at, Vector<Word>::kAlign);
+    return is_aligned(static_cast<const Entry*>(data) + at, 16);
   }
   // All entries from `at` on, where that is aligned,
   __device__ __forceinline__ void load(const void* data, int64_t at) {
-    entries.load(static_cast<const Word*>(data) + at);
+    const auto* source = reinterpret_cast<const uint4*>(static_cast<const Entry*>(data) + at);
+#pragma unroll
+    for (int w = 0; w < kWords; w += 4) {
+      const uint4 four = source[w / 4];
+      words[w] = four.x, words[w + 1] = four.y, words[w + 2] = four.z, words[w + 3] = four.w;
+    }
   }
-  // or n of them.
+  // or n of them; what lies past n is 0.
   __device__ __forceinline__ void load(const void* data, int64_t at, int n) {
-    entries = load_words(static_cast<const Word*>(data) + at, n);
+    if (n == kVector && can_load(data, at)) return load(data, at);
+    const Entry* source = static_cast<const Entry*>(data) + at;
+    Entry entries[kVector];
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) entries[i] = i < n ? source[i] : Entry(0);
+    memcpy(words, entries, sizeof(words));
   }
   // The entries as T. Both bfloat16 of a word are floats after one operation.
   template <class T>
   __device__ __forceinline__ void convert(T (&out)[kVector]) const {
     if constexpr (std::is_same_v<E, Element<Dtype::bf16>>) {
-      uint32_t words[kWords];
-      memcpy(words, entries.words, sizeof(words));
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
         out[2 * w] = static_cast<T>(bit_cast<float>(words[w] << 16));
         out[2 * w + 1] = static_cast<T>(bit_cast<float>(words[w] & 0xffff0000u));
       }
     } else {
+      Entry entries[kVector];
+      memcpy(entries, words, sizeof(words));
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) out[i] = E::template load<T>(entries.words[i]);
+      for (int i = 0; i < kVector; ++i) out[i] = E::template load<T>(entries[i]);
     }
-  }
-};
-
-// kVector entries of a dtype of at most kBytes, as they lie in memory: a thread can load several vectors
-// before it waits for the first, which it does where it converts it.
-template <int kBytes>
-class AnyVector {
- public:
-  // Entries [at, at + n); what lies past n is 0.
-  __device__ __forceinline__ void load(const void* data, Dtype dtype, int64_t at, int n) {
-    if constexpr (kBytes == 8) {
-      if (dtype == Dtype::f64) return load_as<uint64_t>(data, at, n);
-    }
-    if constexpr (kBytes >= 4) {
-      if (dtype == Dtype::f32) return load_as<uint32_t>(data, at, n);
-    }
-    load_as<uint16_t>(data, at, n);
-  }
-  template <class T>
-  __device__ __forceinline__ void convert(Dtype dtype, T (&out)[kVector]) const {
-    if constexpr (kBytes == 8) {
-      if (dtype == Dtype::f64) return convert_as<Element<Dtype::f64>>(out);
-    }
-    if constexpr (kBytes >= 4) {
-      if (dtype == Dtype::f32) return convert_as<Element<Dtype::f32>>(out);
-    }
-    if (dtype == Dtype::bf16) return convert_as<Element<Dtype::bf16>>(out);
-    convert_as<Element<Dtype::f16>>(out);
-  }
-
- private:
-  uint32_t words_[kVector * kBytes / 4];
-
-  template <class Word>
-  __device__ __forceinline__ void load_as(const void* data, int64_t at, int n) {
-    const auto entries = load_words(static_cast<const Word*>(data) + at, n);
-    memcpy(words_, entries.words, sizeof(entries.words));
-  }
-  template <class E, class T>
-  __device__ __forceinline__ void convert_as(T (&out)[kVector]) const {
-    RawVector<E> raw;
-    memcpy(raw.entries.words, words_, sizeof(raw.entries.words));
-    raw.convert(out);
   }
 };
 
