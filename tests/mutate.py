@@ -174,8 +174,8 @@ FAULTS = [
         "if (up_to > first_ties) return;",
         "if (up_to > first_ties + 1) return;",
     ),
-    Fault("rows: one tie too many", "cuda/rows.cuh", "entries-- <= 0", "entries-- < 0"),
-    Fault("rows: threshold pruned", "cuda/rows.cuh", "return scores[i] >= from;", "return scores[i] > from;"),
+    Fault("rows: one tie too many", "cuda/rows.cuh", "entries > 0 && others", "entries >= 0 && others"),
+    Fault("rows: threshold pruned", "cuda/rows.cuh", "if (scores[i] >= from) mask", "if (scores[i] > from) mask"),
     Fault("rows: ties with NaN lost", "cuda/rows.cuh", "at != at ? MaskWords::kOnes", "false ? MaskWords::kOnes"),
     Fault(
         "rows: vectors enter in reverse",

@@ -62,10 +62,10 @@ HOT = {
     "count_next_digits_kernel": Hot(SELECT, TILES),
     "count_ties_kernel": Hot(SELECT, TILES),
     "write_mask_kernel": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
-    "warp_rows_kernel Li1E": rows(3 * FLOATS // 2, MASK),
-    "warp_rows_kernel Li4E": rows(3 * FLOATS, 4 * MASK),
-    "block_rows_kernel": rows(5 * FLOATS, 4 * MASK),
-    "memory_rows_kernel": rows(2 * FLOATS, MASK),
+    "warp_rows_kernel Li1E": rows(2 * FLOATS, MASK),
+    "warp_rows_kernel Li4E": rows(5 * FLOATS, 4 * MASK),
+    "block_rows_kernel": rows(9 * FLOATS, 4 * MASK),
+    "memory_rows_kernel": rows(3 * FLOATS, MASK),
     # Four vectors of stored scores, or one at a time.
     **{f"nm_vector_kernel Li{group}E": Hot(SELECT, {"ld weight": 5 * FLOATS, "ld grad": FLOATS, "st mask": 4 * MASK})
        for group in (2, 4, 8)},

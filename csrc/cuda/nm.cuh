@@ -9,11 +9,6 @@ namespace pruneops::cuda {
 
 // Vectors that a thread has under way before it uses the first.
 constexpr int kNmVectors = 4;
-// Blocks whose registers shall fit a multiprocessor: with 3, comparisons of groups of 8 would be spilled.
-template <class T, int kGroup>
-constexpr int kNmBlocks = sizeof(T) > sizeof(float) ? 1
-                          : kGroup == 8             ? 2
-                                                    : 3;
 constexpr int64_t kNmTile = kNmVectors * kThreads * kVector;
 
 // Keeps the n best of each kGroup scores of a vector. How many of its group are behind an entry is counted in
@@ -49,7 +44,7 @@ __device__ __forceinline__ MaskWords keep_best(const T (&scores)[kVector], int n
 
 // Groups of 1, 2, 4 or 8 entries lie within a thread's vector.
 template <class T, int kGroup>
-__global__ void __launch_bounds__(kThreads, kNmBlocks<T, kGroup>)
+__global__ void __launch_bounds__(kThreads)
     nm_vector_kernel(const SelectTensor t, const Metric metric, const int64_t n) {
   constexpr int64_t kStep = kThreads * kVector;
   const bool stored = metric == Metric::stored && is_aligned(t.weight, 16);
@@ -59,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, kNmBlocks<T, kGroup>)
   for (int64_t first = blockIdx.x * kNmTile + threadIdx.x * kVector; first < t.numel;
        first += gridDim.x * kNmTile) {
     if (stored && first + (kNmVectors - 1) * kStep + kVector <= t.numel) {
-      visit_dtype(t.weight_dtype, [&](auto element) {
+      visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
         RawVector<decltype(element)> raw[kNmVectors];
 #pragma unroll
         for (int v = 0; v < kNmVectors; ++v) raw[v].load(t.weight, first + v * kStep);

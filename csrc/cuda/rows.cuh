@@ -379,9 +379,15 @@ __device__ __forceinline__ auto search_row(const Row& row, int k, int size, Key<
 
 // ---- the mask
 
+// The addition is one instruction, with the comparison as its condition.
 template <class T>
 __device__ __forceinline__ MaskWords keep_from(const T (&scores)[kVector], T from) {
-  return mask_where([&](int i) { return scores[i] >= from; });
+  MaskWords mask = {};
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    if (scores[i] >= from) mask.words[i / MaskWords::kBytes] += MaskWords::one(i);
+  }
+  return mask;
 }
 
 template <class Held, class T>
@@ -393,13 +399,13 @@ __device__ __forceinline__ void write_from(const SelectTensor& t, const Held& he
   }
 }
 
-// Of the entries of a mask, keeps the first.
+// Of the entries of a mask, keeps the first. In a loop, as this is done in one cell of a row.
 __device__ __forceinline__ void keep_first(MaskWords& mask, int entries) {
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    uint32_t& word = mask.words[i / MaskWords::kBytes];
-    if ((word & MaskWords::one(i)) != 0 && entries-- <= 0) word -= MaskWords::one(i);
-  }
+  uint64_t others = mask.words[0] | static_cast<uint64_t>(mask.words[1]) << 32;
+#pragma unroll 1
+  for (; entries > 0 && others != 0; --entries) others &= others - 1;
+  mask.words[0] ^= static_cast<uint32_t>(others);
+  mask.words[1] ^= static_cast<uint32_t>(others >> 32);
 }
 
 __device__ __forceinline__ uint32_t ties_of(uint32_t marks) {
