@@ -115,6 +115,7 @@ FAULTS = [
     Fault("N:M: NaN before lower scores", "math/group.h", "earlier >= later || later != later", "!(earlier < later)"),
     Fault("N:M: rank of the later entry kept", "cuda/nm.cuh", "one(i) - MaskWords::one(j)", "one(i)"),
     Fault("N:M: rank across words kept", "cuda/nm.cuh", "mask.words[j / kBytes] -= MaskWords::one(j);", ";"),
+    Fault("N:M: magnitudes not taken", "cuda/nm.cuh", "scores[i] = magnitude_of(scores[i]);", ";"),
     Fault(
         "N:M: one too many",
         "cuda/nm.cuh",

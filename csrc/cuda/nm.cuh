@@ -47,13 +47,13 @@ template <class T, int kGroup>
 __global__ void __launch_bounds__(kThreads)
     nm_vector_kernel(const SelectTensor t, const Metric metric, const int64_t n) {
   constexpr int64_t kStep = kThreads * kVector;
-  const bool stored = metric == Metric::stored && is_aligned(t.weight, 16);
+  const bool at_hand = (metric == Metric::stored || metric == Metric::magnitude) && is_aligned(t.weight, 16);
   const auto write = [&](int64_t at, int entries, const T(&scores)[kVector]) {
     store_mask(t, at, entries, keep_best<kGroup>(scores, static_cast<int>(n)));
   };
   for (int64_t first = blockIdx.x * kNmTile + threadIdx.x * kVector; first < t.numel;
        first += gridDim.x * kNmTile) {
-    if (stored && first + (kNmVectors - 1) * kStep + kVector <= t.numel) {
+    if (at_hand && first + (kNmVectors - 1) * kStep + kVector <= t.numel) {
       visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
         RawVector<decltype(element)> raw[kNmVectors];
 #pragma unroll
@@ -62,6 +62,10 @@ __global__ void __launch_bounds__(kThreads)
         for (int v = 0; v < kNmVectors; ++v) {
           T scores[kVector];
           raw[v].convert(scores);
+          if (metric == Metric::magnitude) {
+#pragma unroll
+            for (int i = 0; i < kVector; ++i) scores[i] = magnitude_of(scores[i]);
+          }
           write(first + v * kStep, kVector, scores);
         }
       });

@@ -296,6 +296,14 @@ def test_nm_sizes(backend, dtype, size):
     assert_mask(mask, oracle.nm_mask(score, 1, 4))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nm_of_magnitudes(backend, dtype):
+    score = values("wide_range", (8196,), dtype)
+    mask = backend.undefined(score.shape, "bool")
+    backend.nm_mask(backend.array(score, dtype), mask, 2, 4, metric="magnitude")
+    assert_mask(mask, oracle.nm_mask(np.abs(score), 2, 4))
+
+
 @pytest.mark.parametrize("m", [2, 4, 8])
 def test_nm_of_nan_and_infinities(backend, m):
     # Every pair of a NaN, both infinities and both zeros meets in both orders.
