@@ -184,7 +184,7 @@ FAULTS = [
         "scores[u][i] = u + 1 < kCount ? scores[u + 1][i] : next[i]",
         "scores[kCount - 1 - u][i] = u + 1 < kCount ? scores[kCount - 2 - u][i] : next[i]",
     ),
-    Fault("row search: rank of the next score", "math/row_search.h", "if (count < k) {", "if (count <= k) {"),
+    Fault("row search: rank of the score before", "math/row_search.h", "if (count < k) {", "if (count < k - 1) {"),
     Fault(
         "row search: ended early",
         "math/row_search.h",
