@@ -85,15 +85,16 @@ def test_values_of_rows_of_a_block(backend, name, dtype):
     check_rows(backend, score, 700, dtype, packed=True)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("row", [300, 1403, 2600])
 @pytest.mark.parametrize("special", [np.nan, -np.inf, np.inf])
-def test_thresholds_that_are_no_numbers(backend, special, row):
+def test_thresholds_that_are_no_numbers(backend, special, row, dtype):
     # Of each kind there are so many that they are kept in part, the other scores lying to both sides.
-    score = values("normal", (2, row))
+    score = values("normal", (2, row), dtype)
     score[np.random.default_rng(0).random(score.shape) < 0.4] = special
     score[0, ::17], score[1, ::19] = -np.inf, np.nan
     for keep in (row // 5, row - row // 5, row - 1):
-        check_rows(backend, score, keep)
+        check_rows(backend, score, keep, dtype)
 
 
 @pytest.mark.parametrize("row", [200, 1100, 1536, 5000])
