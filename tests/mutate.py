@@ -191,12 +191,6 @@ FAULTS = [
         ": highest_inside()) <= low",
         ": static_cast<K>(highest_inside() - 1)) <= low",
     ),
-    Fault(
-        "row search: -inf taken for NaN",
-        "math/row_search.h",
-        "low == kNan ? static_cast<K>(high - 1) :",
-        "low == 0 ? K(0) :",
-    ),
     Fault("row search: too few bits of float16", "math/row_search.h", "Dtype::f16 ? 10", "Dtype::f16 ? 9"),
     Fault(
         "rows: ties of the cut's cell lost",
@@ -209,7 +203,6 @@ FAULTS = [
     ),
     Fault("rows: magnitudes not taken", "cuda/rows.cuh", "if (metric == Metric::magnitude) take_magnitudes();", ""),
     Fault("row search: highest score left out", "math/row_search.h", "high = static_cast<K>(last + 1)", "high = last"),
-    Fault("row search: NaN below not counted", "math/row_search.h", "if (low == kNan) return aim(first);", ""),
     Fault(
         "row search: NaN and -inf at once",
         "math/row_search.h",
