@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._library import block_grid, packed_size, resolve_block
+from ._library import matrix_and_block, packed_size
 
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -25,6 +25,10 @@ SCORE_METRICS = {
 BLOCK_METRICS = {**SCORE_METRICS, **dict.fromkeys(("mask_gradient", "mask_fisher", "mask_sum"), (True, True))}
 SELECT_METRICS = {**SCORE_METRICS, "wanda": (True, False)}
 
+#: A SymInt is what sizes become under torch.compile; it is compared, never converted.
+_INTEGERS = (int, np.integer, torch.SymInt)
+#: The abstract class last: it takes as long as all other checks of a call.
+_REALS = (float, int, numbers.Real)
 
 Given = Tensor | list[Tensor] | Mapping[str, Tensor] | None
 
@@ -36,9 +40,9 @@ def _at(name: str, key: int | str | None) -> str:
 def _entries(given: Given) -> Iterable[tuple[Any, Tensor]]:
     if isinstance(given, list):
         return enumerate(given)
-    if isinstance(given, Mapping):
-        return given.items()
-    return () if given is None else ((None, given),)
+    if given is None:
+        return ()
+    return ((None, given),) if isinstance(given, Tensor) else given.items()
 
 
 class Checker:
@@ -74,17 +78,16 @@ class Checker:
             self.fail(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
 
     def number(self, name: str, value: Any) -> float:
-        if not isinstance(value, numbers.Real):
+        if not isinstance(value, _REALS):
             self.fail(f"{name} must be a number, got {type(value).__name__}", TypeError)
         return float(value)
 
-    def integer(self, name: str, value: Any, low: int, high: int | None = None) -> Any:
-        # A SymInt is what sizes become under torch.compile; it is compared, never converted.
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer, torch.SymInt)):
-            self.fail(f"{name} must be an integer, got {type(value).__name__}", TypeError)
+    def integer(self, name: str, value: Any, low: int, high: int | None = None, key: int | None = None) -> Any:
+        if isinstance(value, bool) or not isinstance(value, _INTEGERS):
+            self.fail(f"{_at(name, key)} must be an integer, got {type(value).__name__}", TypeError)
         if value < low or (high is not None and value > high):
             span = f"at least {low}" if high is None else f"between {low} and {high}"
-            self.fail(f"{name} must be {span}, got {value}")
+            self.fail(f"{_at(name, key)} must be {span}, got {value}")
         return value
 
     def same_length(self, name: str, values: Sequence[object], other: str, others: Sequence[object]) -> None:
@@ -137,7 +140,7 @@ class Checker:
         if not isinstance(block, Sequence) or len(block) != 2:
             self.fail(f"block must be two integers (N, M), got {block!r}", TypeError)
         for i, size in enumerate(block):
-            self.integer(f"block[{i}]", size, -1)
+            self.integer("block", size, -1, key=i)
             if size == 0:
                 self.fail(f"block[{i}] must be positive, or -1 for the whole extent, got 0")
         return (block[0], block[1])
@@ -148,12 +151,11 @@ class Checker:
         """The grid of blocks of a weight of ``shape``; an error where ``block`` does not divide it."""
         if len(shape) < 2:
             self.fail(f"{_at(name, key)} has shape {list(shape)}; blocks need at least 2 dimensions")
-        n, m = resolve_block(block, shape)
-        rows, cols = block_grid(block, shape)
-        if rows * n != shape[0] or rows * n * cols * m != torch.Size(shape).numel():
+        rows, cols, n, m = matrix_and_block(shape, block)
+        if rows % n or (rows and cols % m):
             what = f"{_at(name, key)} has shape {list(shape)}"
             self.fail(f"{what}, which the block ({block[0]}, {block[1]}) does not divide")
-        return (rows, cols)
+        return (rows // n, cols // m)
 
     def optional_scalar(self, name: str, value: Any) -> None:
         if value is None:

@@ -128,24 +128,24 @@ def update_scores_(scores, weights, grads, metric, alpha, beta, grad_scale, foun
         _write_score(score, _finite_or_zero(value, skip_nonfinite), alpha, beta, found_inf)
 
 
-def resolve_block(block: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
-    """``block`` with -1 replaced by the whole extent of the (R, C) matrix that ``shape`` is seen as."""
-    rows, cols = shape[0], prod(shape[1:])
-    return (rows if block[0] == -1 else block[0], cols if block[1] == -1 else block[1])
+def matrix_and_block(shape: Sequence[int], block: Sequence[int]) -> tuple[int, int, int, int]:
+    """R and C of the matrix that a weight is seen as, and N and M: -1 is the whole extent, an empty one counts as 1."""
+    rows, *others = shape
+    cols = prod(others)
+    return rows, cols, (rows or 1) if block[0] == -1 else block[0], (cols or 1) if block[1] == -1 else block[1]
 
 
 def block_grid(block: Sequence[int], shape: Sequence[int]) -> tuple[int, int]:
     """Number of blocks along the rows and the columns of a weight of ``shape``."""
-    n, m = resolve_block(block, shape)
-    return (shape[0] // max(n, 1), prod(shape[1:]) // max(m, 1))
+    rows, cols, n, m = matrix_and_block(shape, block)
+    return (rows // n, cols // m)
 
 
 def _as_blocks(x: Tensor, block: Sequence[int]) -> Tensor:
     """A weight as (R/N, N, C/M, M); conv weights (O, I, k...) become (O, k... * I) first."""
-    n, m = resolve_block(block, x.shape)
-    rows, cols = block_grid(block, x.shape)
+    rows, cols, n, m = matrix_and_block(x.shape, block)
     matrix = x.movedim(1, -1) if x.dim() > 2 else x
-    return matrix.reshape(rows, max(n, 1), cols, max(m, 1))
+    return matrix.reshape(rows // n, n, cols // m, m)
 
 
 def _reduce(values: Tensor, reduce: str) -> Tensor:
@@ -347,7 +347,7 @@ def _expand_fake(mask, block, shape):
 
 @_op("expand_block_mask(Tensor mask, int[] block, SymInt[] shape) -> Tensor", fake=_expand_fake)
 def expand_block_mask(mask, block, shape):
-    n, m = resolve_block(block, shape)
+    _, _, n, m = matrix_and_block(shape, block)
     matrix = mask.repeat_interleave(n, 0).repeat_interleave(m, 1)
     if len(shape) > 2:
         return matrix.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1).contiguous()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
-from ._library import block_grid, resolve_block
+from ._library import block_grid, matrix_and_block
 
 _FORMS = "'1x1', 'NxM' such as '4x1', 'channelx1', '1xchannel', or 'N:M' such as '2:4' (N kept of M)"
 _WHOLE = {"channelx1": (-1, 1), "1xchannel": (1, -1)}
@@ -45,15 +44,14 @@ class Pattern:
             >>> parse_pattern("4x1").divides((6, 8)), parse_pattern("2:4").divides((6, 8))
             (False, True)
         """
-        if self.block is None and self.nm is None:
+        if self.nm:
+            return len(shape) >= 2 and shape[1] % self.nm[1] == 0
+        if self.block is None:
             return True
         if len(shape) < 2:
             return False
-        if self.nm:
-            return shape[1] % self.nm[1] == 0
-        rows, cols = self.grid(shape)
-        n, m = resolve_block(self.block or (1, 1), shape)
-        return rows * n == shape[0] and cols * m == prod(shape[1:])
+        rows, cols, n, m = matrix_and_block(shape, self.block)
+        return rows % n == 0 and cols % m == 0
 
     def grid(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Shape of the mask of a weight of ``shape``: one entry per block, else the weight's own shape."""

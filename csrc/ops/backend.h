@@ -52,7 +52,7 @@ void on_stream(const char* op, const Tensor& tensor, const F& f) {
 
 // Device memory that lasts as long as an op; torch's allocator keeps it for the stream.
 inline Tensor scratch_like(const Tensor& tensor, int64_t bytes) {
-  return torch::stable::new_empty(tensor, Ints{bytes}, torch::headeronly::ScalarType::Byte);
+  return new_tensor(tensor, Ints{bytes}, torch::headeronly::ScalarType::Byte);
 }
 
 // Runs cpu(kernels, pool) or cuda(stream), by the device of `tensor`. `cuda` is a generic lambda, so that a

@@ -20,6 +20,9 @@ class Inputs {
  public:
   Inputs(const char* op, const Tensors& scores, Metric metric, const Tensors& grads, const Tensors& norms,
          const Tensors& masks, bool packs = true) {
+    entries_.reserve(scores.size());
+    kept_.reserve(scores.size());
+    masks_.reserve(masks.size());
     for (size_t i = 0; i < scores.size(); ++i) {
       SelectTensor entry{};
       check_same_device(op, scores[0], scores[i]);
@@ -69,9 +72,8 @@ class Inputs {
   void add_mask(const char* op, SelectTensor& entry, const Tensor& score, const Tensor& mask, bool packs) {
     check_mask(op, score, mask);
     const bool packed = mask.scalar_type() == ScalarType::Byte;
-    const Tensor work = packed && !packs
-                            ? torch::stable::new_empty(mask, Ints{score.numel()}, ScalarType::Bool)
-                            : as_contiguous(mask);
+    const Tensor work =
+        packed && !packs ? new_tensor(mask, Ints{score.numel()}, ScalarType::Bool) : as_contiguous(mask);
     masks_.emplace_back(mask, work);
     entry.packed = packed && packs;
     entry.mask = static_cast<uint8_t*>(work.data_ptr());
@@ -111,7 +113,7 @@ Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<
   STD_TORCH_CHECK(prefix.numel() == 1, op, ": prefix must have one element, got ", prefix.numel());
   check_same_device(op, prefix, scores);
   const Ints shape = {inputs.count(), WideRadix<uint32_t>::kBins};
-  Tensor counts = torch::stable::new_empty(prefix, shape);
+  Tensor counts = new_tensor(prefix, shape, ScalarType::Long);
   const auto* decided = static_cast<const int64_t*>(prefix.data_ptr());
   auto* target = static_cast<int64_t*>(counts.data_ptr());
   const int digit = static_cast<int>(round);
@@ -134,7 +136,7 @@ Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, T
   const Inputs inputs(op, scores, how, grads, input_norms, {});
   STD_TORCH_CHECK(k >= 1 && k <= inputs.total(), op, ": k must be between 1 and ", inputs.total(), ", got ",
                   k);
-  Tensor value = torch::stable::new_empty(scores[0], Ints{}, value_type(scores, how, grads));
+  Tensor value = new_tensor(scores[0], Ints{}, value_type(scores, how, grads));
   const Dtype dtype = dtype_of(value);
   run_on(
       op, scores[0],

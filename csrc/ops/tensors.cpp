@@ -109,8 +109,22 @@ void ask_for_huge_pages(const Tensor& tensor) {
 
 }  // namespace
 
+Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType type) {
+  Ints strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                         strides.data(), dtype, device_type,
+                                                         like.get_device_index(), &made));
+  return Tensor(made);
+}
+
 Tensor new_output(const Tensor& like, const Ints& sizes, ScalarType type) {
-  Tensor output = torch::stable::new_empty(like, sizes, type);
+  Tensor output = new_tensor(like, sizes, type);
   ask_for_huge_pages(output);
   return output;
 }
@@ -149,8 +163,10 @@ bool share_dense_strides(const Tensors& tensors) {
 
 }  // namespace
 
-FlatTensors::FlatTensors(const Tensors& tensors, Order order) : given_(tensors), work_(tensors) {
-  if (order == Order::any && tensors[0].numel() > 0 && share_dense_strides(tensors)) return;
+FlatTensors::FlatTensors(Tensors tensors, Order order) : given_(tensors), work_(std::move(tensors)) {
+  if (std::all_of(work_.begin(), work_.end(), [](const Tensor& tensor) { return tensor.is_contiguous(); }))
+    return;
+  if (order == Order::any && work_[0].numel() > 0 && share_dense_strides(work_)) return;
   for (Tensor& tensor : work_) tensor = as_contiguous(tensor);
 }
 

@@ -34,7 +34,10 @@ int64_t packed_size(int64_t numel);
 void check_mask(const char* op, const Tensor& tensor, const Tensor& mask);
 void check_type(const char* op, const Tensor& tensor, torch::headeronly::ScalarType type);
 
-// An uninitialised tensor of these sizes on the device of `like`.
+// An uninitialised tensor of these sizes on the device of `like`, without the two microseconds of a call
+// through torch's boxed dispatcher.
+Tensor new_tensor(const Tensor& like, const Ints& sizes, torch::headeronly::ScalarType type);
+// The same, in memory that is fast to write for the first time.
 Tensor new_output(const Tensor& like, const Ints& sizes, torch::headeronly::ScalarType type);
 
 // The tensor itself where it is contiguous, without the microsecond of a call through torch's dispatcher.
@@ -48,7 +51,7 @@ void copy_back(Tensor& given, const Tensor& work);
 enum class Order { any, row_major };
 class FlatTensors {
  public:
-  explicit FlatTensors(const Tensors& tensors, Order order = Order::any);
+  explicit FlatTensors(Tensors tensors, Order order = Order::any);
   const Tensor& operator[](size_t i) const { return work_[i]; }
   void commit(size_t written);
 

@@ -42,3 +42,11 @@ def masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> l
         check.mask_for("out", mask, "scores", score, i)
         check.written("out", mask, i)
     return masks
+
+
+def written(masks: list[Tensor], scores: Any, out: Any) -> Any:
+    """What a selection returns: ``out`` where given, else the new masks, one for one tensor."""
+    if out is None:
+        return masks[0] if isinstance(scores, Tensor) else masks
+    mark_written(masks)
+    return out

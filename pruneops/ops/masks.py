@@ -146,6 +146,6 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     check.dtype("packed", check.tensor("packed", packed), torch.uint8)
     sizes = tuple(shape)
     for i, size in enumerate(sizes):
-        check.integer(f"shape[{i}]", size, 0)
+        check.integer("shape", size, 0, key=i)
     check.shape("packed", packed, (packed_size(torch.Size(sizes).numel()),))
     return OPS.unpack_mask(packed, sizes)

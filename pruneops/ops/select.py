@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._checks import SELECT_METRICS, Checker
 from .._library import compute_dtype, digit_rounds
-from .common import OPS, TensorOrList, Tensors, check_inputs, mark_written, masks_for
+from .common import OPS, TensorOrList, Tensors, check_inputs, masks_for, written
 
 
 class _Selection:
@@ -50,9 +50,9 @@ class _Selection:
         self.check.same_device(scores=self.scores, grads=self.grads, input_norm=self.norms, **others)
 
     def outputs(self, packed: bool, out: Tensors | None) -> list[Tensor]:
-        """The masks to write, on the device of all inputs."""
+        """The masks to write: new ones, or given ones on the device of all inputs."""
         masks = masks_for(self.check, self.scores, packed, out)
-        self.check_device(out=masks)
+        self.check_device(out=None if out is None else masks)
         return masks
 
     def single(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -188,10 +188,7 @@ def topk_mask(
     masks = select.outputs(packed, out)
     if masks:
         OPS.topk_mask(select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
-        mark_written(masks)
-    if out is not None:
-        return out
-    return masks[0] if isinstance(scores, Tensor) else masks
+    return written(masks, scores, out)
 
 
 def row_topk_mask(
@@ -270,9 +267,11 @@ def nm_mask(
 
 
 def _single_selection(op: str, score: Any, metric: Any, grads: Any, input_norm: Any, out: Any) -> _Selection:
-    for name, value in (("score", score), ("grads", grads), ("input_norm", input_norm), ("out", out)):
-        if value is not None or name == "score":
-            Checker(op).tensor(name, value)
+    check = Checker(op)
+    check.tensor("score", score)
+    for name, value in (("grads", grads), ("input_norm", input_norm), ("out", out)):
+        if value is not None:
+            check.tensor(name, value)
     return _Selection(op, score, metric, grads, input_norm)
 
 
@@ -280,5 +279,4 @@ def _mask_one(select: _Selection, packed: bool, out: Tensor | None, op: Any, *ho
     (mask,) = select.outputs(packed, out)
     score, grad, norm = select.single()
     op(score, mask, *how, select.metric, grad, norm)
-    mark_written([mask])
-    return mask
+    return written([mask], score, out)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .._checks import BLOCK_METRICS, SCORE_METRICS, Checker
-from .common import OPS, TensorOrList, Tensors, check_inputs, mark_written, masks_for
+from .common import OPS, TensorOrList, Tensors, check_inputs, mark_written, masks_for, written
 
 _REDUCES = ("mean", "sum", "max")
 
@@ -108,17 +108,14 @@ def update_topk_mask_(
     check.choice("ties", ties, ("exact", "threshold"))
     kept = check.sparsity_to_keep(keep, sparsity, sum(score.numel() for score in score_list))
     masks = masks_for(check, score_list, packed, out)
-    check.same_device(scores=score_list[:1], out=masks)
+    check.same_device(scores=score_list[:1], out=None if out is None else masks)
 
     def op(*arguments: Any) -> None:
         OPS.update_topk_mask_(*arguments, masks, kept, ties)
 
     _update(check, op, score_list, weight_list, grad_list, (metric,), alpha, beta, grad_scale, found_inf,
             skip_nonfinite)  # fmt: skip
-    mark_written(masks)
-    if out is not None:
-        return out
-    return masks[0] if isinstance(scores, Tensor) else masks
+    return written(masks, scores, out)
 
 
 def update_block_scores_(
