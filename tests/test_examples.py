@@ -1,6 +1,8 @@
 """What the examples compare: each choice prunes exactly half, and the table shows mean and deviation of the seeds."""
 
 import importlib
+import re
+import time
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -69,3 +71,14 @@ def test_the_table(example):
     shown = f"{mean(values):,.0f} ± {stdev(values):,.0f}"
     assert lines[3] == f"| 1x1 | random | a row | {shown} | 1,000 / 3,000 / 2,000 |"
     assert lines[4] == "| 2:4 | wanda | 4 weights | 3.142 | none drawn |"
+
+
+def test_what_is_published_is_written_and_printed(example, tmp_path, capsys):
+    path = tmp_path / "new" / "table.md"
+    example("baselines").publish("| a |", path, "a note", time.perf_counter())
+    assert path.read_text() == "| a |\n"
+    assert re.fullmatch(r"\| a \|\n\na note; 0 s, \d+ s of the processor\n", capsys.readouterr().out)
+
+
+def test_the_options_of_all_examples(example):
+    assert vars(example("baselines").parser(None).parse_args(["--seeds", "5"])) == {"seeds": 5, "out": Path("out")}
