@@ -106,7 +106,7 @@ struct Sizes {
 
   bool bracketed() const { return entries >= limits.bracket_from; }
   int64_t sample_size() const {
-    const int64_t most = limits.most_samples, sparse = min64(entries / 1024, 4 * most);
+    const int64_t most = limits.most_samples, sparse = strict ? 0 : min64(entries / 1024, 4 * most);
     return min64(entries / 64, sparse > most ? sparse : most);
   }
   int64_t tiles_per_part() const { return ceil_div(tiles, kMaxParts); }

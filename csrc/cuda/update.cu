@@ -1,20 +1,22 @@
 #include "update.cuh"
 
-#include "block.cuh"
 #include "kernels.h"
+#include "stream.cuh"
 
 namespace pruneops::cuda {
 namespace {
 
-struct BlockTasks {
+template <class Task>
+struct Tasks {
   const BlockTensor* tensors;
 
-  BlockTask operator[](int64_t i) const { return {tensors[i], BlockCut(tensors[i]), nullptr}; }
+  Task operator[](int64_t i) const { return Task(tensors[i]); }
 };
 
 // Gives the tensors of a table that need it their share of the scratch memory. Returns how many blocks have
 // several parts.
-int64_t give_totals(Table<BlockTask>& table, char*& next) {
+template <class Task>
+int64_t give_totals(Table<Task>& table, char*& next) {
   int64_t blocks = 0;
   for (int64_t i = 0; i < table.count; ++i) {
     const BlockTensor& t = table.tensors[i].tensor;
@@ -47,30 +49,32 @@ int64_t block_scratch_bytes(const BlockTensor* tensors, int64_t count) {
 cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                                 void* scratch, cudaStream_t stream) {
   char* next = static_cast<char*>(scratch);
-  const auto update = [&](auto width, auto rows, const auto& chosen) {
-    using T = decltype(width);
-    return for_each_table(BlockTasks{tensors}, count, block_tiles, chosen, [&](auto& table) {
+  // Launches a kernel for the chosen tensors, and one for those whose blocks have several parts.
+  const auto update = [&](auto kernel, auto combine, const auto& tasks, const auto& tiles,
+                          const auto& chosen) {
+    return for_each_table(tasks, count, tiles, chosen, [&](auto& table) {
       const int64_t blocks = give_totals(table, next);
-      const auto kernel = update_block_scores_kernel<T, decltype(rows)>;
       PRUNEOPS_RETURN_IF_ERROR(launch(kernel, table.tiles(), stream, table, rule));
-      return launch(combine_parts_kernel<T>, ceil_div(blocks, kWarps), stream, table, rule);
+      return launch(combine, ceil_div(blocks, kWarps), stream, table, rule);
     });
   };
-  const auto streams = [&](const BlockTask& task, Dtype dtype) {
-    return !task.tensor.wide() && can_stream(task.tensor, task.cut, rule, dtype);
+  const auto stream_those_of = [&](auto element, Dtype dtype) {
+    return update(stream_block_scores_kernel<decltype(element)>, combine_parts_kernel<float, StreamTask>,
+                  Tasks<StreamTask>{tensors}, stream_tiles,
+                  [&](const StreamTask& task) { return can_stream(task.tensor, rule, dtype); });
   };
-  const auto stream_all = [&](auto element, Dtype dtype) {
-    return update(0.0f, StreamedRows<decltype(element)>{},
-                  [&](const BlockTask& task) { return streams(task, dtype); });
-  };
-  PRUNEOPS_RETURN_IF_ERROR(stream_all(Element<Dtype::f32>{}, Dtype::f32));
-  PRUNEOPS_RETURN_IF_ERROR(stream_all(Element<Dtype::bf16>{}, Dtype::bf16));
-  PRUNEOPS_RETURN_IF_ERROR(stream_all(Element<Dtype::f16>{}, Dtype::f16));
-  PRUNEOPS_RETURN_IF_ERROR(update(0.0f, AnyRows{}, [&](const BlockTask& task) {
-    return !task.tensor.wide() && !streams(task, Dtype::f32) && !streams(task, Dtype::bf16) &&
-           !streams(task, Dtype::f16);
-  }));
-  return update(0.0, AnyRows{}, [](const BlockTask& task) { return task.tensor.wide(); });
+  PRUNEOPS_RETURN_IF_ERROR(stream_those_of(Element<Dtype::f32>{}, Dtype::f32));
+  PRUNEOPS_RETURN_IF_ERROR(stream_those_of(Element<Dtype::bf16>{}, Dtype::bf16));
+  PRUNEOPS_RETURN_IF_ERROR(stream_those_of(Element<Dtype::f16>{}, Dtype::f16));
+  return for_each_width([&](auto width, const auto& chosen) {
+    using T = decltype(width);
+    return update(update_block_scores_kernel<T>, combine_parts_kernel<T, BlockTask>,
+                  Tasks<BlockTask>{tensors}, block_tiles, [&](const BlockTask& task) {
+                    return chosen(task.tensor) && !can_stream(task.tensor, rule, Dtype::f32) &&
+                           !can_stream(task.tensor, rule, Dtype::bf16) &&
+                           !can_stream(task.tensor, rule, Dtype::f16);
+                  });
+  });
 }
 
 }  // namespace pruneops::cuda

@@ -126,18 +126,16 @@ PRUNEOPS_HD T reduce_identity(Reduce reduce) {
   return reduce == Reduce::max ? -bit_cast<float>(0x7f800000u) : T(0);
 }
 
+// The value of a block whose entries have been summed, for all but the mean.
+template <class T>
+PRUNEOPS_HD T finish_sum(Reduce reduce, T total) {
+  return reduce == Reduce::abs_sum      ? magnitude_of(total)
+         : reduce == Reduce::square_sum ? total * total
+                                        : total;
+}
 template <class T>
 PRUNEOPS_HD T finish_block(Reduce reduce, T total, int64_t entries) {
-  switch (reduce) {
-    case Reduce::mean:
-      return total / static_cast<T>(entries);
-    case Reduce::abs_sum:
-      return magnitude_of(total);
-    case Reduce::square_sum:
-      return total * total;
-    default:
-      return total;
-  }
+  return reduce == Reduce::mean ? total / static_cast<T>(entries) : finish_sum(reduce, total);
 }
 
 // What one update does, apart from the tensors. grad_scale and found_inf may be null; they are read where the

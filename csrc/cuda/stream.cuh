@@ -1,0 +1,261 @@
+// Block scores at the speed of memory, for blocks that a warp sums and finishes without any other: blocks of
+// a power of two columns, up to the span of a warp, and rows cut into parts. Their vectors are whole, aligned
+// and of one dtype; block.cuh takes all others.
+#pragma once
+
+#include "block.cuh"
+
+namespace pruneops::cuda {
+
+constexpr int32_t kStreamRows = 16;  // that a warp reads at least, where blocks have fewer
+
+// How a tensor is cut for warps: a task is part_rows rows, or several rows of blocks where these have fewer,
+// of the columns of a span; for blocks of one long row, the spans of a part.
+struct StreamTask {
+  BlockTensor tensor;
+  void* totals;  // as in BlockTask
+  int32_t parts;
+  int32_t part_rows;   // or spans
+  int32_t block_rows;  // of a task
+  float inverse;       // of the entries of a block
+  int64_t spans;       // tasks side by side
+
+  StreamTask() = default;
+  explicit StreamTask(const BlockTensor& t)
+      : tensor(t), totals(nullptr), inverse(1.0f / static_cast<float>(t.block.entries())) {
+    const BlockCut cut(t);
+    parts = static_cast<int32_t>(cut.parts());
+    part_rows = is_long() ? static_cast<int32_t>(cut.part_cols / kSpan) : cut.part_rows;
+    block_rows = static_cast<int32_t>(is_long() || t.block.n > kStreamRows ? 1 : kStreamRows / t.block.n);
+    spans = is_long() ? t.grid_cols() * parts : ceil_div(t.matrix.cols, kSpan);
+  }
+
+  // Blocks of one row that is longer than a span.
+  PRUNEOPS_HD bool is_long() const { return tensor.block.m > kSpan; }
+  PRUNEOPS_HD int64_t down() const {
+    return is_long() ? tensor.grid_rows() : divide(tensor.grid_rows() + block_rows - 1, block_rows) * parts;
+  }
+  PRUNEOPS_HD int64_t part_count() const { return parts; }
+};
+
+inline int64_t stream_tiles(const StreamTask& task) {
+  return ceil_div(task.down(), kWarps) * task.spans;
+}
+
+inline bool is_power_of_two(int64_t x) {
+  return (x & (x - 1)) == 0;
+}
+
+inline bool lies_in_vectors(const void* data, const Strides& strides, int64_t size) {
+  return data == nullptr ||
+         (reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides.inner == 1 && strides.row * size % 16 == 0);
+}
+
+// Whether a tensor can be streamed as entries of a dtype, and values are added up as they are.
+inline bool can_stream(const BlockTensor& t, const UpdateRule& rule, Dtype dtype) {
+  const bool drops = rule.skip_nonfinite && rule.metric != Metric::product;
+  if (t.wide() || rule.grad_scale != nullptr || rule.reduce == Reduce::max || drops) return false;
+  if (t.weight != nullptr && t.weight_dtype != dtype) return false;
+  if (t.grad != nullptr && t.grad_dtype != dtype) return false;
+  const int64_t size = dtype == Dtype::f32 ? 4 : 2;
+  if (!lies_in_vectors(t.weight, t.weight_strides, size) || !lies_in_vectors(t.grad, t.grad_strides, size)) {
+    return false;
+  }
+  if (t.matrix.inner != t.matrix.cols || t.matrix.cols % kVector != 0) return false;
+  if (t.block.m > kSpan) return t.block.n == 1 && t.block.m % kSpan == 0;
+  // The mean of a whole block is a product with the exact inverse of a power of two.
+  return is_power_of_two(t.block.m) && (is_power_of_two(t.block.n) || t.block.n > kPartRows);
+}
+
+// Vectors of a lane that lie `step` bytes apart.
+template <class E>
+struct Stream {
+  const char* next;
+  int64_t step;
+
+  __device__ __forceinline__ Stream(const void* data, int64_t at, int64_t entries_apart)
+      : next(static_cast<const char*>(data) + at * kSize), step(entries_apart * kSize) {}
+  __device__ __forceinline__ void load(RawVector<E>& to) {
+    to.load(next, 0);
+    next += step;
+  }
+
+ private:
+  static constexpr int64_t kSize = sizeof(typename E::type);
+};
+
+// What an update reads of a vector.
+template <class E>
+struct StreamedVector {
+  RawVector<E> weight;
+  RawVector<E> grad;
+
+  __device__ __forceinline__ void load(Stream<E>& weights, Stream<E>& grads) {
+    weights.load(weight);
+    grads.load(grad);
+  }
+  __device__ __forceinline__ void add_to(float (&sums)[kVector], Metric metric) const {
+    float w[kVector], g[kVector], norm[kVector] = {}, v[kVector];
+    weight.convert(w);
+    grad.convert(g);
+    values_of(metric, w, g, norm, v);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sums[i] = combine(Reduce::sum, sums[i], v[i]);
+  }
+};
+
+// Adds `count` vectors to the sums, with done() after each. Two change places: while one is added, the other
+// is on its way.
+template <class E, class F>
+__device__ __forceinline__ void add_stream(Stream<E> weights, Stream<E> grads, int count, Metric metric,
+                                           float (&sums)[kVector], F& done) {
+  StreamedVector<E> one, other;
+  one.load(weights, grads);
+  for (int left = count;;) {
+    if (left > 1) other.load(weights, grads);
+    one.add_to(sums, metric);
+    done();
+    if (--left == 0) return;
+    if (left > 1) one.load(weights, grads);
+    other.add_to(sums, metric);
+    done();
+    if (--left == 0) return;
+  }
+}
+
+// Finishes the blocks of a lane's columns, or the parts of them, after the last of their vectors.
+struct StreamFinish {
+  const StreamTask& task;
+  const UpdateRule& rule;
+  float (&sums)[kVector];
+  bool writes;    // whether this lane has a score, or the first of several
+  int of_block;   // vectors,
+  int left;       // those of the present block,
+  int rows_left;  // and rows of blocks with it
+  int64_t place;  // of the score
+  int64_t part;
+  float old[kVector];
+
+  __device__ __forceinline__ int scores() const {
+    return task.tensor.block.m < kVector ? kVector / static_cast<int>(task.tensor.block.m) : 1;
+  }
+  // The old scores, so that they are there when the sums are.
+  __device__ __forceinline__ void read_old() {
+    const BlockTensor& t = task.tensor;
+    if (writes && rule.reads_score() && task.totals == nullptr) {
+      load_entries(t.score, t.score_dtype, place, scores(), old);
+    }
+  }
+  __device__ __forceinline__ void operator()() {
+    if (--left > 0) return;
+    combine_columns();
+    if (task.totals == nullptr) {
+      write_scores();
+    } else if (writes) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if (i < scores()) static_cast<float*>(task.totals)[(place + i) * task.parts + part] = sums[i];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) sums[i] = 0.0f;
+    if (--rows_left == 0) return;
+    place += task.tensor.grid_cols();
+    left = of_block;
+    read_old();
+  }
+
+ private:
+  // The totals of blocks stand in the first sums then.
+  __device__ __forceinline__ void combine_columns() {
+    const int m = static_cast<int>(min64(task.tensor.block.m, kSpan));
+    if (m == 1) return;
+    add_neighbours<2>();
+    if (m == 2) return;
+    add_neighbours<4>();
+    if (m == 4) return;
+    add_neighbours<8>();
+    for (int lanes = 1; lanes * kVector < m; lanes *= 2) {
+      sums[0] += __shfl_xor_sync(kAllLanes, sums[0], lanes);
+    }
+  }
+  // Makes sums of kWidth columns of those of half as many.
+  template <int kWidth>
+  __device__ __forceinline__ void add_neighbours() {
+#pragma unroll
+    for (int i = 0; i < kVector / kWidth; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
+  }
+  __device__ __forceinline__ void write_scores() {
+    const BlockTensor& t = task.tensor;
+    if (!writes) return;
+    float scores_now[kVector];
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      float value = rule.reduce == Reduce::mean ? sums[i] * task.inverse : finish_sum(rule.reduce, sums[i]);
+      if (rule.skip_nonfinite) value = finite_or_zero(value);
+      scores_now[i] = blend(rule.reads_score(), static_cast<float>(rule.alpha), old[i],
+                            static_cast<float>(rule.beta), value);
+    }
+    store_entries(t.score, t.score_dtype, place, scores(), scores_now);
+  }
+};
+
+template <class E>
+__device__ __forceinline__ void update_stream_task(const StreamTask& task, const UpdateRule& rule,
+                                                   int64_t down, int64_t across) {
+  const BlockTensor& t = task.tensor;
+  const int lane = threadIdx.x % kWarp;
+  int64_t block_row = down, part = 0, row = down, col = across * kSpan;
+  int count = task.part_rows, of_block = count;
+  if (task.is_long()) {
+    const int64_t block = divide(across, task.parts);
+    part = across - block * task.parts;
+    col = block * t.block.m + part * task.part_rows * kSpan;
+    count = of_block = static_cast<int>(min64(count, (t.block.m / kSpan) - part * task.part_rows));
+  } else if (task.parts > 1) {
+    block_row = divide(down, task.parts);
+    part = down - block_row * task.parts;
+    row = block_row * t.block.n + part * task.part_rows;
+    count = of_block = static_cast<int>(min64(count, t.block.n - part * task.part_rows));
+  } else {
+    block_row = down * task.block_rows;
+    row = block_row * t.block.n;
+    count = static_cast<int>(min64(task.block_rows, t.grid_rows() - block_row) * t.block.n);
+  }
+  col += lane * kVector;
+  // Lanes behind the last column take part in shuffles.
+  const bool inside = col < t.matrix.cols;
+  const int64_t read = inside ? col : 0, apart = task.is_long() ? kSpan : 0;
+  const bool reads_w = reads_weight(rule.metric), reads_g = reads_grad(rule.metric);
+  const auto stream = [&](const void* data, const Strides& strides) {
+    return Stream<E>(data, row * strides.row + read, apart > 0 ? apart : strides.row);
+  };
+  // What the metric does not read is read like the other, from the nearest cache.
+  const Stream<E> weights = reads_w ? stream(t.weight, t.weight_strides) : stream(t.grad, t.grad_strides);
+  const Stream<E> grads = reads_g ? stream(t.grad, t.grad_strides) : stream(t.weight, t.weight_strides);
+  const int64_t block_col = divide(col, t.block.m);
+  const bool first = t.block.m <= kVector || (task.is_long() ? lane == 0 : col == block_col * t.block.m);
+  float sums[kVector] = {};
+  const int64_t place = block_row * t.grid_cols() + block_col;
+  StreamFinish finish{task,  rule, sums, inside && first, of_block, of_block, count / of_block,
+                      place, part, {}};
+  finish.read_old();
+  add_stream(weights, grads, count, rule.metric, sums, finish);
+}
+
+// Blocks that shall fit a multiprocessor. A float16 takes registers to convert.
+template <class E>
+constexpr int kStreamBlocks = std::is_same_v<E, Element<Dtype::bf16>> ? 3 : 2;
+
+template <class E>
+__global__ void __launch_bounds__(kThreads, kStreamBlocks<E>)
+    stream_block_scores_kernel(const __grid_constant__ Table<StreamTask> table, const UpdateRule rule) {
+  if (overflowed(rule)) return;
+  for_each_tile(table, [&](const StreamTask& task, int64_t tile, int64_t) {
+    const int64_t group = divide(tile, task.spans);
+    const int64_t down = group * kWarps + threadIdx.x / kWarp;
+    if (down < task.down()) update_stream_task<E>(task, rule, down, tile - group * task.spans);
+  });
+}
+
+}  // namespace pruneops::cuda
