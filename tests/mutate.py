@@ -49,8 +49,8 @@ FAULTS = [
     Fault(
         "blocks: lost barrier before warps meet",
         "cuda/block.cuh",
-        "= sums[i];\n  __syncthreads();",
-        "= sums[i];",
+        "tile, shared);\n  __syncthreads();\n  if (cut",
+        "tile, shared);\n  if (cut",
     ),
     Fault(
         "blocks: lost barrier after warps have met",
@@ -93,8 +93,8 @@ FAULTS = [
     Fault(
         "vectors: unchecked alignment",
         "cuda/vector.cuh",
-        "n == kVector && is_aligned(source, Vector<Word>::kAlign)",
-        "n == kVector",
+        "n == kCount && is_aligned(source, v.kAlign)",
+        "n == kCount",
     ),
     Fault(
         "tables: tile of the wrong tensor", "cuda/table.cuh", "first_tile[middle] <= tile", "first_tile[middle] < tile"
@@ -226,8 +226,21 @@ FAULTS = [
     Fault("maximum: NaN lost", "math/metric.h", "(a > b || a != a)", "(a > b)"),
     Fault("bfloat16: half away from even", "math/dtype.h", "bits + 0x7fffu", "bits + 0x8000u"),
     Fault("blocks: rows skipped", "cuda/block.cuh", "r += cut.warps)", "r += kWarps)"),
+    Fault("streams: another way read", "cuda/stream.cuh", "if (left > 1) one.load", "if (left > 2) one.load"),
     Fault(
-        "blocks in lanes: rows of all warps in one", "cuda/block.cuh", "(tile.first_row + warp) *", "tile.first_row *"
+        "streams: old scores of the first row for all",
+        "cuda/stream.cuh",
+        "left = of_block;\n    read_old();",
+        "left = of_block;",
+    ),
+    Fault("streams: sums not cleared", "cuda/stream.cuh", "sums[i] = 0.0f;", "sums[i] += 0.0f;"),
+    Fault("streams: lanes of a block left out", "cuda/stream.cuh", "lanes * kVector < m;", "2 * lanes * kVector < m;"),
+    Fault("streams: every lane writes", "cuda/stream.cuh", "inside && first,", "inside,"),
+    Fault(
+        "streams: spans of a part too many",
+        "cuda/stream.cuh",
+        "(t.block.m / kSpan) - part * task.part_rows",
+        "t.block.m / kSpan",
     ),
     Fault("parts: last one too long", "cuda/block.cuh", "min64(cut.part_rows, t.block.n - first)", "cut.part_rows"),
     Fault(
@@ -240,7 +253,7 @@ FAULTS = [
         "words: unchecked alignment",
         "cuda/words.cuh",
         "n == kVector && is_aligned(target, kVector)",
-        "n == kVector",
+        "n == kCount",
     ),
     Fault("words: bits past the end", "cuda/words.cuh", "return all & ((1u << n) - 1);", "return all;"),
     Fault(

@@ -14,8 +14,8 @@ namespace pruneops::cuda {
 constexpr int64_t kSpan = kWarp * kVector;  // columns that a warp covers at a time
 static_assert(kSpan == kThreads, "a thread for each column");
 
-constexpr int64_t kPartRows = 64;                    // of a part at most,
-constexpr int64_t kPartEntries = kPartRows * kSpan;  // so that its columns are as many as a tile should read
+constexpr int64_t kPartRows = 64;          // of a part at most,
+constexpr int64_t kPartEntries = 1 << 15;  // so that its columns are as many as a tile should read
 
 // How a tensor is cut: its blocks into parts, and all parts into tiles of neighbours. Found on the host, as
 // its divisions would take a thread longer than the entries that it reads.

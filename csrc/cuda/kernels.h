@@ -17,7 +17,7 @@ namespace pruneops::cuda {
 cudaError_t update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule& rule,
                           cudaStream_t stream);
 // Bytes of device scratch for the parts of large blocks: for each block of n rows one value for 64 rows, or
-// for 16,384 entries of a wide one; none for blocks of up to 64 rows and 256 columns.
+// for 32,768 entries of a wide one; none for blocks of up to 64 rows and 256 columns.
 int64_t block_scratch_bytes(const BlockTensor* tensors, int64_t count);
 cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                                 void* scratch, cudaStream_t stream);

@@ -136,26 +136,25 @@ struct StreamFinish {
   int64_t part;
   float old[kVector];
 
-  __device__ __forceinline__ int scores() const {
-    return task.tensor.block.m < kVector ? kVector / static_cast<int>(task.tensor.block.m) : 1;
-  }
   // The old scores, so that they are there when the sums are.
   __device__ __forceinline__ void read_old() {
-    const BlockTensor& t = task.tensor;
-    if (writes && rule.reads_score() && task.totals == nullptr) {
-      load_entries(t.score, t.score_dtype, place, scores(), old);
-    }
+    if (!writes || !rule.reads_score() || task.totals != nullptr) return;
+    visit_scores([&](auto count) {
+      const BlockTensor& t = task.tensor;
+      visit_dtype_of<float>(t.score_dtype, [&](auto element) {
+        using E = decltype(element);
+        constexpr int kCount = decltype(count)::value;
+        const auto v = load_words<kCount>(static_cast<const typename E::type*>(t.score) + place, kCount);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) old[i] = E::template load<float>(v.words[i]);
+      });
+    });
   }
   __device__ __forceinline__ void operator()() {
     if (--left > 0) return;
     combine_columns();
-    if (task.totals == nullptr) {
-      write_scores();
-    } else if (writes) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        if (i < scores()) static_cast<float*>(task.totals)[(place + i) * task.parts + part] = sums[i];
-      }
+    if (writes) {
+      visit_scores([&](auto count) { write<decltype(count)::value>(); });
     }
 #pragma unroll
     for (int i = 0; i < kVector; ++i) sums[i] = 0.0f;
@@ -166,6 +165,20 @@ struct StreamFinish {
   }
 
  private:
+  // f(constant) with the number of a lane's scores.
+  template <class F>
+  __device__ __forceinline__ void visit_scores(const F& f) const {
+    switch (task.tensor.block.m) {
+      case 1:
+        return f(std::integral_constant<int, 8>{});
+      case 2:
+        return f(std::integral_constant<int, 4>{});
+      case 4:
+        return f(std::integral_constant<int, 2>{});
+      default:
+        return f(std::integral_constant<int, 1>{});
+    }
+  }
   // The totals of blocks stand in the first sums then.
   __device__ __forceinline__ void combine_columns() {
     const int m = static_cast<int>(min64(task.tensor.block.m, kSpan));
@@ -185,18 +198,24 @@ struct StreamFinish {
 #pragma unroll
     for (int i = 0; i < kVector / kWidth; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
   }
-  __device__ __forceinline__ void write_scores() {
+  template <int kCount>
+  __device__ __forceinline__ void write() {
     const BlockTensor& t = task.tensor;
-    if (!writes) return;
-    float scores_now[kVector];
+    if (task.totals != nullptr) {
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
+      for (int i = 0; i < kCount; ++i)
+        static_cast<float*>(task.totals)[(place + i) * task.parts + part] = sums[i];
+      return;
+    }
+    float scores[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
       float value = rule.reduce == Reduce::mean ? sums[i] * task.inverse : finish_sum(rule.reduce, sums[i]);
       if (rule.skip_nonfinite) value = finite_or_zero(value);
-      scores_now[i] = blend(rule.reads_score(), static_cast<float>(rule.alpha), old[i],
-                            static_cast<float>(rule.beta), value);
+      scores[i] = blend(rule.reads_score(), static_cast<float>(rule.alpha), old[i],
+                        static_cast<float>(rule.beta), value);
     }
-    store_entries(t.score, t.score_dtype, place, scores(), scores_now);
+    store_entries(t.score, t.score_dtype, place, kCount, scores);
   }
 };
 

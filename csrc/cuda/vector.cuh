@@ -1,6 +1,8 @@
 // A thread works on kVector neighbouring entries: two 16-byte accesses of float32, one of a half type.
 #pragma once
 
+#include <type_traits>
+
 #include "../math/dtype.h"
 #include "../math/tensors.h"
 #include "launch.h"
@@ -22,59 +24,52 @@ __device__ __forceinline__ bool is_aligned(const T* pointer, int bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
-// Copies kVector words between memory and registers in the widest accesses that their size allows.
-template <class Word>
+// Copies neighbouring words between memory and registers in the widest accesses that their size allows.
+template <class Word, int kCount = kVector>
 struct Vector {
-  static constexpr int kBytes = kVector * static_cast<int>(sizeof(Word));
+  static constexpr int kBytes = kCount * static_cast<int>(sizeof(Word));
   static constexpr int kAlign = kBytes < 16 ? kBytes : 16;
-  Word words[kVector];
+  using Wide = std::conditional_t<
+      kBytes >= 16, uint4,
+      std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+  static constexpr int kWide = kBytes / static_cast<int>(sizeof(Wide));
+  Word words[kCount];
 
   __device__ __forceinline__ void load(const Word* source) {
-    if constexpr (kBytes >= 16) {
-      uint4 raw[kBytes / 16];
+    Wide raw[kWide];
 #pragma unroll
-      for (int i = 0; i < kBytes / 16; ++i) raw[i] = reinterpret_cast<const uint4*>(source)[i];
-      memcpy(words, raw, kBytes);
-    } else {
-      const uint2 raw = *reinterpret_cast<const uint2*>(source);
-      memcpy(words, &raw, kBytes);
-    }
+    for (int i = 0; i < kWide; ++i) raw[i] = reinterpret_cast<const Wide*>(source)[i];
+    memcpy(words, raw, kBytes);
   }
   __device__ __forceinline__ void store(Word* target) const {
-    if constexpr (kBytes >= 16) {
-      uint4 raw[kBytes / 16];
-      memcpy(raw, words, kBytes);
-      // A plain store of 16 bytes may be taken apart again where the words are at hand.
+    Wide raw[kWide];
+    memcpy(raw, words, kBytes);
+    // A plain store of 16 bytes may be taken apart again where the words are at hand.
 #pragma unroll
-      for (int i = 0; i < kBytes / 16; ++i) __stcg(reinterpret_cast<uint4*>(target) + i, raw[i]);
-    } else {
-      uint2 raw;
-      memcpy(&raw, words, kBytes);
-      *reinterpret_cast<uint2*>(target) = raw;
-    }
+    for (int i = 0; i < kWide; ++i) __stcg(reinterpret_cast<Wide*>(target) + i, raw[i]);
   }
 };
 
-// Words [at, at + n), n at most kVector; what lies past n is 0.
-template <class Word>
-__device__ __forceinline__ Vector<Word> load_words(const Word* source, int n) {
-  Vector<Word> v;
-  if (n == kVector && is_aligned(source, Vector<Word>::kAlign)) {
+// Words [at, at + n), n at most kCount; what lies past n is 0.
+template <int kCount = kVector, class Word>
+__device__ __forceinline__ Vector<Word, kCount> load_words(const Word* source, int n) {
+  Vector<Word, kCount> v;
+  if (n == kCount && is_aligned(source, v.kAlign)) {
     v.load(source);
   } else {
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) v.words[i] = i < n ? source[i] : Word(0);
+    for (int i = 0; i < kCount; ++i) v.words[i] = i < n ? source[i] : Word(0);
   }
   return v;
 }
 
-template <class Word>
-__device__ __forceinline__ void store_words(Word* target, int n, const Vector<Word>& v) {
-  if (n == kVector && is_aligned(target, Vector<Word>::kAlign)) {
+template <class Word, int kCount>
+__device__ __forceinline__ void store_words(Word* target, int n, const Vector<Word, kCount>& v) {
+  if (n == kCount && is_aligned(target, v.kAlign)) {
     v.store(target);
   } else {
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) {
+    for (int i = 0; i < kCount; ++i) {
       if (i < n) target[i] = v.words[i];
     }
   }
@@ -98,14 +93,14 @@ __device__ __forceinline__ uint8_t pack_byte(const Vector<bool>& keep, int n) {
 }
 
 // Entries [at, at + n) of `data`, from T.
-template <class T>
+template <class T, int kCount>
 __device__ __forceinline__ void store_entries(void* data, Dtype dtype, int64_t at, int n,
-                                              const T (&values)[kVector]) {
+                                              const T (&values)[kCount]) {
   visit_dtype_of<T>(dtype, [&](auto element) {
     using E = decltype(element);
-    Vector<typename E::type> v;
+    Vector<typename E::type, kCount> v;
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) v.words[i] = E::template store<T>(values[i]);
+    for (int i = 0; i < kCount; ++i) v.words[i] = E::template store<T>(values[i]);
     store_words(static_cast<typename E::type*>(data) + at, n, v);
   });
 }

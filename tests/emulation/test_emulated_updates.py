@@ -188,12 +188,27 @@ def test_a_nan_wins_the_maximum_wherever_it_is(backend):
     assert_same(score.read(), np.float32([[*[np.nan] * 16, 1]]))
 
 
-#: Blocks that are cut into parts of 128 rows, of so many columns that a tile reads 32,768 entries, or of both; and
+#: Blocks that are cut into parts of 64 rows, of so many columns that a tile reads 32,768 entries, or of both; and
 #: those around them that are not. More parts than a warp has lanes come last.
-LARGE = [((127, 3), (127, 1)), ((128, 5), (128, 1)), ((129, 5), (129, 1)), ((514, 300), (257, 1)),
+LARGE = [((63, 3), (63, 1)), ((64, 5), (64, 1)), ((65, 5), (65, 1)), ((514, 300), (257, 1)), ((130, 264), (65, 8)),
          ((260, 40), (130, 20)), ((3, 4096), (1, 4096)), ((9, 4097), (1, 4097)), ((8, 9000), (8, 9000)),
          ((5, 7000), (5, 3500)), ((140, 600), (140, 600)), ((2, 256), (1, 256)), ((4, 514), (2, 257)),
-         ((256, 64), (256, 32)), ((4300, 2), (4300, 1))]  # fmt: skip
+         ((256, 64), (256, 32)), ((2150, 2), (2150, 1))]  # fmt: skip
+
+
+#: Blocks that a warp sums and finishes alone, in fewer columns than a span, in one, and in more with a rest; in rows of
+#: which the last task has few; and rows of several spans, cut into parts or not.
+STREAMED = [((24, 8), (4, 1)), ((20, 264), (4, 1)), ((37, 16), (1, 4)), ((3, 1032), (1, 8)), ((34, 520), (2, 2)),
+            ((48, 272), (16, 16)), ((96, 256), (32, 32)), ((64, 512), (64, 256)), ((130, 8), (130, 1)),
+            ((200, 264), (100, 8)), ((5, 768), (1, 768)), ((9, 5120), (1, 5120)), ((2, 10_240), (1, 5120))]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("shape", "block"), STREAMED)
+def test_streamed_blocks(backend, shape, block, dtype):
+    for metric, scores in (("snip", "float32"), ("magnitude", dtype), ("gradient", "float32"), ("mask_fisher", dtype)):
+        check_blocks(backend, shape, block, metric=metric, alpha=0.9, dtypes=(scores, dtype, dtype))
+    check_blocks(backend, shape, block, metric="taylor", reduce="sum", dtypes=("float32", dtype, dtype))
 
 
 @pytest.mark.parametrize(("shape", "block"), LARGE)
@@ -223,7 +238,7 @@ def test_parts_of_many_tensors(backend):
 
 def test_a_nan_wins_the_maximum_in_every_part(backend):
     weight = np.ones((300, 4), np.float32)
-    weight[[0, 127, 128, 299], range(4)] = np.nan
+    weight[[0, 63, 64, 299], range(4)] = np.nan
     score = backend.undefined((1, 4))
     backend.update_block_scores(
         [score], [Laid(backend, weight)], [None], block=(300, 1), metric="magnitude", reduce="max"
