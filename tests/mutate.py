@@ -136,7 +136,7 @@ FAULTS = [
     Fault("sieve: ends left out", "cuda/pass.cuh", "return nearest > reach;", "return nearest >= reach;"),
     Fault("sieve: low end taken for one inside", "cuda/pass.cuh", "if (key == bracket.low) {", "if (false) {"),
     Fault("sieve: padding counted", "cuda/pass.cuh", "if (i >= n || key <", "if (key <"),
-    Fault("pass: padding kept", "cuda/scores.cuh", "kept += whole ?", "kept += true ?"),
+    Fault("pass: padding kept", "cuda/words.cuh", "n == kVector ? count() : __popc(bits(n))", "count()"),
     Fault("pass: places never taken", "cuda/pass.cuh", "count > 0 ? atomicAdd(", "count > 0 ? 0 * atomicAdd("),
     Fault(
         "pass: lost barrier before a stage is counted",

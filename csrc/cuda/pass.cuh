@@ -118,11 +118,12 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
     }
     return;
   }
-  const auto take = [&](const auto& batch, auto& scores) { source.take_again(t, batch, scores); };
-  for_each_batch<T>(begin, end, take, [&](const auto& batch, const auto& scores) {
+  source.template pass_again<T>(t, begin, end, [&](const auto& batch, const auto& scores_of) {
 #pragma unroll
-    for (int v = 0; v < kBatch; ++v) {
-      sieve.sift(scores[v], batch.size(v), [&](K key, int i) {
+    for (int v = 0; v < batch.kSize; ++v) {
+      T scores[kVector];
+      scores_of(v, scores);
+      sieve.sift(scores, batch.size(v), [&](K key, int i) {
         const int64_t next = first + atomicInc(&shared.again, ~0u);
         work.few[next] = key;
         work.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
@@ -132,10 +133,10 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
 }
 
 // Blocks of the pass that shall fit a multiprocessor.
-template <class T, class Source>
-constexpr int kPassBlocks = sizeof(T) == sizeof(double)             ? 1
-                            : std::is_same_v<Source, UpdatedScores> ? 3
-                                                                    : 4;
+template <class T, class Source, bool kCollect>
+constexpr int kPassBlocks = sizeof(T) == sizeof(double)                          ? 1
+                            : std::is_same_v<Source, UpdatedScores> || !kCollect ? 3
+                                                                                 : 4;
 
 // Ties of a warp with the ends: of the part that its tile lies in, and of its block.
 template <class K>
@@ -160,7 +161,7 @@ __device__ __forceinline__ void add_warp_total(unsigned own, unsigned long long&
 
 // Writes masks and collects what is inside the bracket; without kCollect, counts the first digits of that.
 template <class T, class Source, bool kCollect>
-__global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source>))
+__global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
     pass_kernel(const __grid_constant__ Table<typename Source::Tensor> table, const Source source,
                 const SelectWork<Key<T>> work) {
   using K = Key<T>;
@@ -183,18 +184,19 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source>))
   int turn = 0;
   for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
     unsigned ties = 0;
-    const auto take = [&](const auto& batch, auto& scores) { source.take(t, batch, scores); };
-    for_each_batch<T>(begin, end, take, [&](const auto& batch, const auto& scores) {
-      MaskWords masks[kBatch];
+    source.template pass_over<T>(t, begin, end, [&](const auto& batch, const auto& scores_of) {
+      const bool writes = kCollect && t.mask != nullptr;
+      const MaskTarget target(t, batch);
 #pragma unroll
-      for (int v = 0; v < kBatch; ++v) masks[v] = sieve.keep(scores[v]);
-      kept += count_kept(batch, masks);
-      if (kCollect && t.mask != nullptr) store_masks(t, batch, masks);
-#pragma unroll
-      for (int v = 0; v < kBatch; ++v) {
+      for (int v = 0; v < batch.kSize; ++v) {
         const int n = batch.size(v);
-        if (n == 0 || sieve.is_far(scores[v])) continue;
-        ties += sieve.sift(scores[v], n, [&](K key, int i) {
+        T scores[kVector];
+        scores_of(v, scores);
+        const MaskWords mask = sieve.keep(scores);
+        kept += mask.count(n);
+        if (writes) target.store(v, mask);
+        if (n == 0 || sieve.is_far(scores)) continue;
+        ties += sieve.sift(scores, n, [&](K key, int i) {
           if constexpr (kCollect) {
             found.stages[turn].add(key, static_cast<unsigned>(batch.at(v) + i - begin));
           } else {

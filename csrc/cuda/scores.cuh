@@ -10,6 +10,7 @@ namespace pruneops::cuda {
 // thread lies behind those of all threads before v. kWhole: they are exactly kEntries.
 template <int kCount, bool kWhole = false>
 struct Vectors {
+  static constexpr int kSize = kCount;
   static constexpr int64_t kEntries = static_cast<int64_t>(kCount) * kThreads * kVector;
 
   int64_t begin;
@@ -79,30 +80,27 @@ __device__ __forceinline__ void load_scores(const SelectTensor& t, Metric metric
   load_own_scores<float>(t, metric, vectors, out);
 }
 
-template <int kCount, bool kWhole>
-__device__ __forceinline__ unsigned count_kept(const Vectors<kCount, kWhole>& vectors,
-                                               const MaskWords (&masks)[kCount]) {
-  const bool whole = vectors.are_whole();
-  int kept = 0;
-#pragma unroll
-  for (int v = 0; v < kCount; ++v) kept += whole ? masks[v].count() : __popc(masks[v].bits(vectors.size(v)));
-  return static_cast<unsigned>(kept);
-}
+// Stores masks of vectors one by one; whether each is one access of memory is looked at once for all of them.
+template <class Tensor, class Vectors>
+struct MaskTarget {
+  const Tensor& t;
+  const Vectors& vectors;
+  uint8_t* first;
+  bool wide;
 
-template <class Tensor, int kCount, bool kWhole>
-__device__ __forceinline__ void store_masks(const Tensor& t, const Vectors<kCount, kWhole>& vectors,
-                                            const MaskWords (&masks)[kCount]) {
-  uint8_t* target = t.mask + vectors.at(0);
-  if (!t.packed && vectors.are_whole() && is_aligned(target, kVector)) {
-#pragma unroll
-    for (int v = 0; v < kCount; ++v) masks[v].store(target + v * kThreads * kVector);
-    return;
+  __device__ __forceinline__ MaskTarget(const Tensor& tensor, const Vectors& of)
+      : t(tensor),
+        vectors(of),
+        first(t.mask + vectors.at(0)),
+        wide(!t.packed && vectors.are_whole() && is_aligned(first, kVector)) {}
+  __device__ __forceinline__ void store(int v, const MaskWords& mask) const {
+    if (wide) {
+      mask.store(first + v * kThreads * kVector);
+    } else if (vectors.size(v) > 0) {
+      store_mask(t, vectors.at(v), vectors.size(v), mask);
+    }
   }
-#pragma unroll
-  for (int v = 0; v < kCount; ++v) {
-    if (vectors.size(v) > 0) store_mask(t, vectors.at(v), vectors.size(v), masks[v]);
-  }
-}
+};
 
 // One score.
 template <class T>

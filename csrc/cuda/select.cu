@@ -95,8 +95,8 @@ class Selecting {
       PRUNEOPS_RETURN_IF_ERROR(launch(sample_round_kernel<K>, blocks, stream_, work_, round));
     }
     return for_each_part_table(tensors, [&](const auto& table) {
-      return launch_resident(pass_kernel<T, Source, kCollect>, table.tiles(), kPassBlocks<T, Source>, stream_,
-                             table, source, work_);
+      return launch_resident(pass_kernel<T, Source, kCollect>, table.tiles(),
+                             kPassBlocks<T, Source, kCollect>, stream_, table, source, work_);
     });
   }
 

@@ -283,15 +283,15 @@ template <class T>
 __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric, int64_t begin, int64_t end,
                                            Key<T> threshold, bool keep_ties) {
   const ScoreBound<T> least(keep_ties ? threshold : static_cast<Key<T>>(threshold + 1));
-  const auto take = [&](const auto& batch, auto& scores) { load_scores(t, metric, batch, scores); };
-  for_each_batch<T>(begin, end, take, [&](const auto& batch, const auto& scores) {
-    MaskWords masks[kBatch];
+  for_each_batch<T>(t, metric, begin, end, [&](const auto& batch, const auto& scores_of) {
+    const MaskTarget target(t, batch);
 #pragma unroll
-    for (int v = 0; v < kBatch; ++v) {
-      masks[v] =
-          mask_where([&](int i) { return scores[v][i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0);
+    for (int v = 0; v < batch.kSize; ++v) {
+      T scores[kVector];
+      scores_of(v, scores);
+      target.store(
+          v, mask_where([&](int i) { return scores[i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0));
     }
-    store_masks(t, batch, masks);
   });
 }
 

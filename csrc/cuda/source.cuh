@@ -12,6 +12,60 @@ constexpr int kBatch = kTileVectors / 2;
 template <bool kWhole = false>
 using Batch = Vectors<kBatch, kWhole>;
 
+// Vectors of stored entries that a thread has under way, as they lie in memory: 64 bytes, or 128 of doubles.
+template <class E>
+constexpr int kStoredBatch = sizeof(typename E::type) < sizeof(float) ? 2 * kBatch : kBatch;
+
+// f(batch, scores_of) for the batches of a tile, with what take(batch, scores) has loaded. scores_of(v, out)
+// are the scores of vector v.
+template <class T, class Take, class F>
+__device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const Take& take, const F& f) {
+  T scores[kBatch][kVector];
+  const auto scores_of = [&](int v, T(&out)[kVector]) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) out[i] = scores[v][i];
+  };
+  constexpr int64_t kEntries = Batch<>::kEntries;
+  if (end - begin == kTile) {
+#pragma unroll 1
+    for (int64_t at = begin; at < end; at += kEntries) {
+      const Batch<true> batch{at, at + kEntries};
+      take(batch, scores);
+      f(batch, scores_of);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int64_t at = begin; at < end; at += kEntries) {
+    const Batch<> batch{at, min64(at + kEntries, end)};
+    take(batch, scores);
+    f(batch, scores_of);
+  }
+}
+
+// The same for the scores of a selection. Those stored in whole tiles are converted vector by vector, as they
+// are used.
+template <class T, class F>
+__device__ __forceinline__ void for_each_batch(const SelectTensor& t, Metric metric, int64_t begin,
+                                               int64_t end, const F& f) {
+  if (metric != Metric::stored || end - begin != kTile || !is_aligned(t.weight, 16)) {
+    const auto take = [&](const auto& batch, auto& scores) { load_scores(t, metric, batch, scores); };
+    return for_each_batch<T>(begin, end, take, f);
+  }
+  visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
+    using E = decltype(element);
+    using Stored = Vectors<kStoredBatch<E>, true>;
+#pragma unroll 1
+    for (int64_t at = begin; at < end; at += Stored::kEntries) {
+      const Stored batch{at, at + Stored::kEntries};
+      RawVector<E> raw[Stored::kSize];
+#pragma unroll
+      for (int v = 0; v < Stored::kSize; ++v) raw[v].load(t.weight, batch.at(v));
+      f(batch, [&](int v, T(&out)[kVector]) { raw[v].convert(out); });
+    }
+  });
+}
+
 // From what a metric reads,
 struct MetricScores {
   using Tensor = SelectTensor;
@@ -21,14 +75,15 @@ struct MetricScores {
   __device__ __forceinline__ T peek(const Tensor& t, int64_t at) const {
     return load_score<T>(t, metric, at);
   }
-  template <class T, class Batch>
-  __device__ __forceinline__ void take(const Tensor& t, const Batch& batch, T (&out)[kBatch][kVector]) const {
-    load_scores(t, metric, batch, out);
+  // f(batch, scores_of) for the batches of a tile,
+  template <class T, class F>
+  __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
+    for_each_batch<T>(t, metric, begin, end, f);
   }
-  template <class T, class Batch>
-  __device__ __forceinline__ void take_again(const Tensor& t, const Batch& batch,
-                                             T (&out)[kBatch][kVector]) const {
-    take(t, batch, out);
+  // and once more.
+  template <class T, class F>
+  __device__ __forceinline__ void pass_again(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
+    pass_over<T>(t, begin, end, f);
   }
 };
 
@@ -43,40 +98,23 @@ struct UpdatedScores {
     updated_scores_of(t.update, rule, at, 1, false, scores);
     return scores[0];
   }
-  template <class T, class Batch>
-  __device__ __forceinline__ void take(const Tensor& t, const Batch& batch, T (&out)[kBatch][kVector]) const {
+  template <class T, class F>
+  __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
+    const auto take = [&](const auto& batch, auto& scores) {
 #pragma unroll
-    for (int v = 0; v < kBatch; ++v) {
-      if (batch.size(v) > 0) updated_scores_of(t.update, rule, batch.at(v), batch.size(v), true, out[v]);
-    }
+      for (int v = 0; v < kBatch; ++v) {
+        if (batch.size(v) > 0) updated_scores_of(t.update, rule, batch.at(v), batch.size(v), true, scores[v]);
+      }
+    };
+    for_each_batch<T>(begin, end, take, f);
   }
-  template <class T, class Batch>
-  __device__ __forceinline__ void take_again(const Tensor& t, const Batch& batch,
-                                             T (&out)[kBatch][kVector]) const {
-    load_scores(stored_scores(t.update), Metric::stored, batch, out);
+  template <class T, class F>
+  __device__ __forceinline__ void pass_again(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
+    const auto take = [&](const auto& batch, auto& scores) {
+      load_scores(stored_scores(t.update), Metric::stored, batch, scores);
+    };
+    for_each_batch<T>(begin, end, take, f);
   }
 };
-
-// f(batch, scores) for the batches of a tile, with what take(batch, scores) has loaded.
-template <class T, class Take, class F>
-__device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const Take& take, const F& f) {
-  constexpr int64_t kEntries = Batch<>::kEntries;
-  T scores[kBatch][kVector];
-  if (end - begin == kTile) {
-#pragma unroll 1
-    for (int64_t at = begin; at < end; at += kEntries) {
-      const Batch<true> batch{at, at + kEntries};
-      take(batch, scores);
-      f(batch, scores);
-    }
-    return;
-  }
-#pragma unroll 1
-  for (int64_t at = begin; at < end; at += kEntries) {
-    const Batch<> batch{at, min64(at + kEntries, end)};
-    take(batch, scores);
-    f(batch, scores);
-  }
-}
 
 }  // namespace pruneops::cuda

@@ -104,6 +104,8 @@ struct MaskWords {
     return all & ((1u << n) - 1);
   }
   __device__ __forceinline__ int count() const { return __popc(words[0]) + __popc(words[1]); }
+  // Those of the first n.
+  __device__ __forceinline__ int count(int n) const { return n == kVector ? count() : __popc(bits(n)); }
 };
 
 // keep(i) for each entry, beside `others`.
