@@ -253,7 +253,7 @@ FAULTS = [
         "words: unchecked alignment",
         "cuda/words.cuh",
         "n == kVector && is_aligned(target, kVector)",
-        "n == kCount",
+        "n == kVector",
     ),
     Fault("words: bits past the end", "cuda/words.cuh", "return all & ((1u << n) - 1);", "return all;"),
     Fault(
