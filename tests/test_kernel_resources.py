@@ -32,13 +32,11 @@ FUSED = {**UPDATE, (0, 48): "mask"}
 class Hot:
     """Kernels that stream tensors: what ``names`` calls their arrays, and how many bytes of code their loops have for
     each array that they stream in accesses of 16 bytes, or of 8 for masks. What is not aligned, or the end of a tensor,
-    has narrow accesses beside these. ``strided``: columns may lie apart, and then have accesses of their own. ``anew``: an
-    address is computed anew for each way to reach it, so that only the wide accesses are counted."""
+    has narrow accesses beside these. ``strided``: columns may lie apart, and then have accesses of their own."""
 
     names: dict
     streams: dict
     strided: bool = False
-    anew: bool = False
 
 
 #: By the names of kernels and of their template arguments. A tile is 4 vectors of each thread, and a batch 2, which
@@ -76,8 +74,9 @@ HOT = {
        for group in (2, 4, 8)},
     "fill_masks_kernel": Hot(pointers("mask"), {"st mask": MASK}),
     "apply_masks_kernel": Hot(APPLY, {"ld data": WORDS, "st data": WORDS}, strided=True),
-    **{f"apply_flat_block_masks_kernel I{letter}E": Hot(APPLY, {"ld data": 8 * size, "st data": 8 * size}, anew=True)
-       for letter, size in (("h", 1), ("t", 2), ("j", 4), ("m", 8))},
+    # 64 bytes of each thread: 4 rows of halves, 2 of floats, or one of doubles.
+    **{f"apply_flat_block_masks_kernel I{letter}E": Hot(APPLY, {"ld data": 64})
+       for letter in "tjm"},
     "pack_mask_kernel": Hot(pointers("mask"), {"ld mask": MASK}),
     "unpack_mask_kernel": Hot({(1, 0): "mask"}, {"st mask": MASK}),
     "copy_slabs_kernel uint4": Hot(pointers("source", "target"), {"ld source": 16, "st target": 16}),
@@ -122,14 +121,14 @@ def too_narrow(hot, accesses):
         is_mask, wide_bytes = stream.endswith("mask"), 0
         for place, own in arrays[stream].items():
             if is_apart(own):
-                if not hot.strided and not hot.anew and not is_mask:
+                if not hot.strided and not is_mask:
                     wrong.append(f"{stream}: an entry at a time from {place}")
                 continue
             width = 8 if is_mask else min(16, len(reached(own)))
             wide = reached(access for access in own if access.width >= width)
             missed = reached(access for access in own if access.width < width) - wide
             wide_bytes += wide.total()
-            if missed and not hot.anew:
+            if missed:
                 wrong.append(f"{stream}: {missed.total()} bytes from {place} have no wide access")
         if wide_bytes < least:
             wrong.append(f"{stream}: {wide_bytes} bytes in wide accesses, expected {least}")

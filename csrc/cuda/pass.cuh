@@ -118,7 +118,7 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
     }
     return;
   }
-  source.template pass_again<T>(t, begin, end, [&](const auto& batch, const auto& scores_of) {
+  const auto collect = [&](const auto& batch, const auto& scores_of) {
 #pragma unroll
     for (int v = 0; v < batch.kSize; ++v) {
       T scores[kVector];
@@ -129,7 +129,8 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
         work.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
       });
     }
-  });
+  };
+  source.template pass_again<T>(t, begin, end, collect);
 }
 
 // Blocks of the pass that shall fit a multiprocessor.
@@ -184,7 +185,7 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
   int turn = 0;
   for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
     unsigned ties = 0;
-    source.template pass_over<T>(t, begin, end, [&](const auto& batch, const auto& scores_of) {
+    const auto part = [&](const auto& batch, const auto& scores_of) {
       const bool writes = kCollect && t.mask != nullptr;
       const MaskTarget target(t, batch);
 #pragma unroll
@@ -205,7 +206,8 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
           }
         });
       }
-    });
+    };
+    source.template pass_over<T>(t, begin, end, part);
     add_ties(work, number, ties, ties_of_block);
     if constexpr (kCollect) {
       write_run<T>(t, source, begin, end, sieve, work, number, turn, found);

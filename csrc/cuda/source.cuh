@@ -16,6 +16,10 @@ using Batch = Vectors<kBatch, kWhole>;
 template <class E>
 constexpr int kStoredBatch = sizeof(typename E::type) < sizeof(float) ? 2 * kBatch : kBatch;
 
+// Whether there is code of its own for whole tiles. That for doubles would grow out of bounds.
+template <class T>
+constexpr bool kHasFastWays = sizeof(T) == sizeof(float);
+
 // f(batch, scores_of) for the batches of a tile, with what take(batch, scores) has loaded. scores_of(v, out)
 // are the scores of vector v.
 template <class T, class Take, class F>
@@ -26,14 +30,16 @@ __device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const
     for (int i = 0; i < kVector; ++i) out[i] = scores[v][i];
   };
   constexpr int64_t kEntries = Batch<>::kEntries;
-  if (end - begin == kTile) {
+  if constexpr (kHasFastWays<T>) {
+    if (end - begin == kTile) {
 #pragma unroll 1
-    for (int64_t at = begin; at < end; at += kEntries) {
-      const Batch<true> batch{at, at + kEntries};
-      take(batch, scores);
-      f(batch, scores_of);
+      for (int64_t at = begin; at < end; at += kEntries) {
+        const Batch<true> batch{at, at + kEntries};
+        take(batch, scores);
+        f(batch, scores_of);
+      }
+      return;
     }
-    return;
   }
 #pragma unroll 1
   for (int64_t at = begin; at < end; at += kEntries) {
@@ -48,22 +54,25 @@ __device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const
 template <class T, class F>
 __device__ __forceinline__ void for_each_batch(const SelectTensor& t, Metric metric, int64_t begin,
                                                int64_t end, const F& f) {
-  if (metric != Metric::stored || end - begin != kTile || !is_aligned(t.weight, 16)) {
+  const bool fast = kHasFastWays<T> && metric == Metric::stored && end - begin == kTile;
+  if (!fast || !is_aligned(t.weight, 16)) {
     const auto take = [&](const auto& batch, auto& scores) { load_scores(t, metric, batch, scores); };
     return for_each_batch<T>(begin, end, take, f);
   }
-  visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
-    using E = decltype(element);
-    using Stored = Vectors<kStoredBatch<E>, true>;
+  if constexpr (kHasFastWays<T>) {
+    visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
+      using E = decltype(element);
+      using Stored = Vectors<kStoredBatch<E>, true>;
 #pragma unroll 1
-    for (int64_t at = begin; at < end; at += Stored::kEntries) {
-      const Stored batch{at, at + Stored::kEntries};
-      RawVector<E> raw[Stored::kSize];
+      for (int64_t at = begin; at < end; at += Stored::kEntries) {
+        const Stored batch{at, at + Stored::kEntries};
+        RawVector<E> raw[Stored::kSize];
 #pragma unroll
-      for (int v = 0; v < Stored::kSize; ++v) raw[v].load(t.weight, batch.at(v));
-      f(batch, [&](int v, T(&out)[kVector]) { raw[v].convert(out); });
-    }
-  });
+        for (int v = 0; v < Stored::kSize; ++v) raw[v].load(t.weight, batch.at(v));
+        f(batch, [&](int v, T(&out)[kVector]) { raw[v].convert(out); });
+      }
+    });
+  }
 }
 
 // From what a metric reads,
