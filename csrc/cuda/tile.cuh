@@ -109,16 +109,6 @@ __device__ __forceinline__ void store_kept(const Tensor& t, const Held& held, in
   if (held.size(v) > 0) store_mask(t, held.at(v), held.size(v), mask);
 }
 
-// Keeps the keys that are above the threshold, or also those that tie with it.
-template <class Held, class K>
-__device__ __forceinline__ void write_held(const SelectTensor& t, const Held& held, K threshold,
-                                           bool keep_ties) {
-#pragma unroll
-  for (int v = 0; v < Held::kVectors; ++v) {
-    store_kept(t, held, v, [=](K key) { return keep_ties ? key >= threshold : key > threshold; });
-  }
-}
-
 // Adds up to four small numbers of every thread at once: each has 16 bits, which those of a tile fill at
 // most.
 struct Four {
@@ -159,14 +149,6 @@ __device__ __forceinline__ int64_t write_cut(const SelectTensor& t, const Held& 
     ties -= total[v];
   }
   return ties < 0 ? 0 : ties;
-}
-
-template <class T>
-__device__ __forceinline__ int64_t write_cut_tile(const SelectTensor& t, const TileKeys<T>& tile,
-                                                  Key<T> threshold, int64_t ties,
-                                                  unsigned long long (&partial)[kWarps]) {
-  return write_cut(t, tile, threshold, ties,
-                   [&](unsigned long long bits) { return block_scan(bits, partial); });
 }
 
 }  // namespace pruneops::cuda
