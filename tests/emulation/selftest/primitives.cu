@@ -165,6 +165,16 @@ __device__ T draw_by_comparing(T* next) {
   return seen;
 }
 
+// A counter that starts anew after 4.
+__global__ void around(const int*, int* output) {
+  __shared__ unsigned cell;
+  if (threadIdx.x == 0) cell = 0;
+  __syncthreads();
+  atomicInc(&cell, 4u);
+  __syncthreads();
+  output[global_index()] = static_cast<int>(cell);
+}
+
 // Threads put themselves in front of a list; each is in it once.
 __global__ void exchange(const int*, int* output) {
   __shared__ int first, next[kMaxThreads];
@@ -304,6 +314,7 @@ const std::vector<Case> primitives = {
     {"tickets", on<tickets<unsigned, draw>>},
     {"tickets_by_comparing", on<tickets<unsigned, draw_by_comparing>>},
     {"tickets_by_comparing_64_bits", on<tickets<Wide, draw_by_comparing>>},
+    {"around", on<around>},
     {"exchange", on<exchange>},
     {"count_values", on_counts},
     {"cached", on<cached>},
