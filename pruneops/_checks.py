@@ -37,12 +37,18 @@ def _at(name: str, key: int | str | None) -> str:
     return name if key is None else f"{name}[{key!r}]"
 
 
-def _entries(given: Given) -> Iterable[tuple[Any, Tensor]]:
+def _tensors_of(given: Given) -> Iterable[Tensor]:
     if isinstance(given, list):
-        return enumerate(given)
+        return given
     if given is None:
         return ()
-    return ((None, given),) if isinstance(given, Tensor) else given.items()
+    return (given,) if isinstance(given, Tensor) else given.values()
+
+
+def _keys_of(given: Given) -> Iterable[Any]:
+    if isinstance(given, Tensor):
+        return (None,)
+    return range(len(given)) if isinstance(given, list) else given or ()
 
 
 class Checker:
@@ -118,12 +124,22 @@ class Checker:
 
     def same_device(self, **given: Given) -> None:
         first = None
-        for name, values in given.items():
-            for key, value in _entries(values):
+        for values in given.values():
+            for value in values if isinstance(values, list) else _tensors_of(values):
+                device = value.device
                 if first is None:
-                    first, first_name, device = value, _at(name, key), value.device
-                elif value.device != device:
-                    self.fail(f"{_at(name, key)} is on {value.device}, {first_name} is on {device}")
+                    first = device
+                elif device != first:
+                    self._fail_device(given, first)
+
+    def _fail_device(self, given: dict[str, Given], first: torch.device) -> NoReturn:
+        named = [
+            (_at(name, key), value.device)
+            for name, values in given.items()
+            for key, value in zip(_keys_of(values), _tensors_of(values), strict=True)
+        ]
+        name, device = next(entry for entry in named if entry[1] != first)
+        self.fail(f"{name} is on {device}, {named[0][0]} is on {first}")
 
     def sparsity_to_keep(self, keep: int | None, sparsity: float | None, total: int) -> int:
         """Entries to keep of ``total``: exactly one of ``keep`` and ``sparsity`` is given."""
@@ -177,10 +193,15 @@ class Checker:
             lists.append(self.tensors(name, value) if needed else [])
         return lists[0], lists[1]
 
-    def mask_for(self, name: str, mask: Tensor, other: str, tensor: Tensor, key: int | None = None) -> None:
-        """A bool mask of the shape of the tensor named ``other``, or the packed one of its number of entries."""
+    def mask_shape(self, name: str, mask: Tensor, other: str, tensor: Tensor, key: int | None = None) -> None:
+        """A mask of the shape of the tensor named ``other``, or a packed one of its number of entries."""
         if mask.dtype == torch.uint8:
             self.shape(name, mask, (packed_size(tensor.numel()),), key)
-            return
-        self.dtype(name, mask, torch.bool, key)
-        self.shape(name, mask, tensor.shape, key, other)
+        else:
+            self.shape(name, mask, tensor.shape, key, other)
+
+    def mask_for(self, name: str, mask: Tensor, other: str, tensor: Tensor, key: int | None = None) -> None:
+        """A bool mask or a packed one, of the shape that the tensor named ``other`` asks for."""
+        if mask.dtype != torch.uint8:
+            self.dtype(name, mask, torch.bool, key)
+        self.mask_shape(name, mask, other, tensor, key)

@@ -1,21 +1,24 @@
 """Plants one-line faults in csrc/cuda and csrc/math, one at a time in a copy, and sees whether the emulation's tests
 catch each. Takes a minute or two for each fault, and needs no GPU.
 
-    python tests/mutate.py [NAME ...]
+    python tests/mutate.py [--jobs N] [NAME ...]
 """
 
 import argparse
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+LONGEST = 1800  # seconds that the tests may take, of which a fault may take away the end
 NEEDED = ("CMakeLists.txt", "csrc", "pyproject.toml", "tests")
 
 
@@ -276,10 +279,14 @@ def copy_tree(target):
 
 def run_tests(tree):
     """The first test that fails and what it says, or None."""
-    env = {**os.environ, "PRUNEOPS_EMULATION_SEED": "1", "PYTHONPATH": str(ROOT), "HYPOTHESIS_PROFILE": "no_shrinking"}
+    env = {**os.environ, "PRUNEOPS_EMULATION_SEED": "1", "PYTHONPATH": str(ROOT), "HYPOTHESIS_PROFILE": "no_shrinking",
+           "CMAKE_BUILD_PARALLEL_LEVEL": "1"}  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider", "-k", "not cpu",
                *map(str, sorted((tree / "tests/emulation").glob("test_emulated_*.py")))]  # fmt: skip
-    done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return f"no end within {LONGEST} s"
     if done.returncode == 0:
         return None
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
@@ -300,30 +307,40 @@ def plant(tree, fault):
     return lambda: path.write_text(text)
 
 
+def try_fault(fault, trees):
+    """The line of the table, and whether the fault was caught."""
+    start = time.monotonic()
+    tree = trees.get()
+    restore = plant(tree, fault)
+    try:
+        failure = run_tests(tree)
+    finally:
+        restore()
+        trees.put(tree)
+    print(f"| {fault.name} | {fault.file} | {failure or 'MISSED'} | {time.monotonic() - start:.0f} s |", flush=True)
+    return failure is not None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), metavar="N", help="faults at a time (processors)")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only faults whose name contains one of these")
-    names = parser.parse_args().names
-    chosen = [fault for fault in FAULTS if not names or any(name in fault.name for name in names)]
-    missed = []
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
-        copy_tree(tree)
+    args = parser.parse_args()
+    chosen = [fault for fault in FAULTS if not args.names or any(name in fault.name for name in args.names)]
+    trees = queue.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        for number in range(args.jobs):
+            tree = Path(folder, str(number))
+            tree.mkdir()
+            copy_tree(tree)
+            trees.put(tree)
         for fault in chosen:  # before an hour has gone
             plant(tree, fault)()
         if failure := run_tests(tree):
             sys.exit(f"mutate: the tests fail without a fault: {failure}")
-        for fault in chosen:
-            start = time.monotonic()
-            restore = plant(tree, fault)
-            failure = run_tests(tree)
-            restore()
-            if failure is None:
-                missed.append(fault.name)
-            seconds = time.monotonic() - start
-            print(f"| {fault.name} | {fault.file} | {failure or 'MISSED'} | {seconds:.0f} s |", flush=True)
-    print(f"{len(chosen) - len(missed)} of {len(chosen)} faults caught")
-    sys.exit(bool(missed))
+        caught = sum(pool.map(try_fault, chosen, [trees] * len(chosen)))
+    print(f"{caught} of {len(chosen)} faults caught")
+    sys.exit(caught < len(chosen))
 
 
 if __name__ == "__main__":

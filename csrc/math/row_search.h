@@ -1,9 +1,10 @@
 // The k-th smallest score of a row from counts of what lies below thresholds, for rows that are at hand while
 // they are searched. The first threshold is a quantile of a small sample; later ones are interpolated between
 // the closest two (regula falsi), a little beyond the wanted rank, so that the farther of the two moves as
-// well. Where a threshold parts nothing, few values are left: the two then move to the lowest and the highest
-// score in between. Where three steps have not halved what is left, the next one halves the keys, which ends
-// every row.
+// well. A score that is in the sample twice has many ties: once it is known to be low enough, the next
+// threshold is right above it. Where a threshold parts nothing, few values are left: the two then move to the
+// lowest and the highest score in between. Where three steps have not halved what is left, the next one
+// halves the keys, which ends every row.
 #pragma once
 
 #include "dtype.h"
@@ -65,6 +66,10 @@ struct RowSearch {
     return key < kNan ? kNan : key;
   }
 
+  PRUNEOPS_HD int left() const { return up_to - below; }
+  // Whether NaN lies below what is left, if any is there.
+  PRUNEOPS_HD bool knows_low() const { return low != kNan; }
+
   // Scores from `high` on are kept then, and of those at `low` as many as ties_kept().
   PRUNEOPS_HD bool decided() const {
     return up_to == k || (low == kNan ? static_cast<K>(high - 1) : highest_inside()) <= low;
@@ -91,6 +96,10 @@ struct RowSearch {
   PRUNEOPS_HD bool plan(const Sample& sample) {
     const bool from_low = low != kNan;
     if (stalled) return false;
+    if (from_low && place < kRowSample && low == sample(place) && low == sample(place + 1)) {
+      aim(static_cast<K>(low + 1));
+      return true;
+    }
     if (slow >= 3 || (from_low && high != kAboveAll)) {
       interpolate();
       return true;

@@ -37,9 +37,10 @@ def masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> l
         return OPS.empty_masks(scores, packed)
     masks = check.tensors("out", out)
     check.same_length("out", masks, "scores", scores)
+    dtype = torch.uint8 if packed else torch.bool
     for i, (mask, score) in enumerate(zip(masks, scores, strict=True)):
-        check.dtype("out", mask, torch.uint8 if packed else torch.bool, i)
-        check.mask_for("out", mask, "scores", score, i)
+        check.dtype("out", mask, dtype, i)
+        check.mask_shape("out", mask, "scores", score, i)
         check.written("out", mask, i)
     return masks
 

@@ -114,7 +114,7 @@ struct MetricKeys {
     const SelectTensor& t = tensors[i];
     return {{t.weight, t.weight_dtype, at}, {t.grad, t.grad_dtype, at}, {nullptr, t.weight_dtype, at}};
   }
-  void peek(int64_t i, int64_t at, Key<T>* key) const { key_chunk<T>(tensors[i], metric, at, 1, key); }
+  void peek(int64_t i, int64_t at, T* score) const { copy_scores(tensors[i], metric, at, 1, score); }
   const T* take(int64_t i, int64_t at, int64_t n, T* buffer) const {
     return rank_chunk<T>(tensors[i], metric, at, n, buffer);
   }
@@ -156,12 +156,12 @@ struct UpdatedKeys {
     const void* score = rule.reads_score() ? t.score : nullptr;
     return {{t.weight, t.weight_dtype, at}, {t.grad, t.grad_dtype, at}, {score, t.score_dtype, at}};
   }
-  void peek(int64_t i, int64_t at, Key<T>* key) const {
-    double score;
-    update_chunk(updates[i], rule, at, 1, &score);
+  void peek(int64_t i, int64_t at, T* score) const {
+    double updated;
+    update_chunk(updates[i], rule, at, 1, &updated);
     SelectTensor one = tensors[i];
-    one.weight = &score;
-    key_chunk<T>(one, metric, 0, 1, key);
+    one.weight = &updated;
+    copy_scores(one, metric, 0, 1, score);
   }
   const T* take(int64_t i, int64_t at, int64_t n, T* buffer) const {
     update_chunk(updates[i], rule, at, n, advance(updates[i].score, updates[i].score_dtype, at));
@@ -176,7 +176,7 @@ template <class T, class Keys>
 Bracket<Key<T>> sample_bracket(const SelectTensor* tensors, int64_t count, int64_t total, const Keys& source,
                                int64_t k, int64_t size, const Pool& pool) {
   using K = Key<T>;
-  Buffer<K> sample(size);
+  Buffer<T> sample(size);
   Buffer<int64_t> ends(count);
   int64_t end = 0;
   for (int64_t i = 0; i < count; ++i) ends[i] = end += tensors[i].numel;
@@ -199,13 +199,11 @@ Bracket<Key<T>> sample_bracket(const SelectTensor* tensors, int64_t count, int64
   });
   const SampleRanks ranks = sample_ranks(size, total, k);
   Bracket<K> bracket = whole_bracket<K>();
-  const int64_t room = size + kCompactRoom;
-  Buffer<K> spare(2 * room);
   parallel(pool, 2, [&](int64_t first, int64_t last) {
     for (int64_t side = first; side < last; ++side) {
       const int64_t rank = side == 0 ? ranks.low : ranks.high;
       if (rank < 1 || rank > size) continue;
-      const K key = select_in_array(sample.data(), size, rank, spare.data() + side * room).prefix;
+      const K key = ArraySearch<T>(size, 0).kth_key(sample.data(), rank);
       (side == 0 ? bracket.low : bracket.high) = key;
     }
   });

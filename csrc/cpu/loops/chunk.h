@@ -18,6 +18,11 @@ struct IsSame<A, A> {
   static constexpr bool value = true;
 };
 
+template <class T>
+constexpr Dtype own_dtype() {
+  return sizeof(T) == sizeof(float) ? Dtype::f32 : Dtype::f64;
+}
+
 // The address of an entry.
 inline char* advance(const void* data, Dtype dtype, int64_t entries) {
   char* moved = const_cast<char*>(static_cast<const char*>(data));
@@ -166,15 +171,26 @@ const T* rank_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, in
   return score_chunk<T>(tensor, metric, begin, n, buffer);
 }
 
+// Copies any number of these scores. Not inlined: where n is seen to be 1, GCC warns of buffers that it
+// cannot follow.
+template <class T>
+[[gnu::noinline]] void copy_scores(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n,
+                                   T* scores) {
+  for (int64_t done = 0; done < n; done += kChunk) {
+    const int64_t some = min64(kChunk, n - done);
+    T* const target = scores + done;
+    const T* chunk = rank_chunk<T>(tensor, metric, begin + done, some, target);
+    if (chunk != target) memcpy(target, chunk, static_cast<size_t>(some) * sizeof(T));
+  }
+}
+
 template <class T>
 void keys_of_scores(const T* scores, int64_t n, Key<T>* keys) {
   for (int64_t i = 0; i < n; ++i) keys[i] = sort_key(scores[i]);
 }
 
-// Not inlined: where n is seen to be 1, GCC warns of a buffer that it cannot follow.
 template <class T>
-[[gnu::noinline]] void key_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n,
-                                 Key<T>* keys) {
+void key_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, Key<T>* keys) {
   T buffer[kChunk];
   keys_of_scores(rank_chunk<T>(tensor, metric, begin, n, buffer), n, keys);
 }

@@ -49,6 +49,11 @@ struct Bfloat16Bound {
   bool equals(uint16_t bits) const { return score.equals(value(bits)); }
 };
 
+// The lowest n bits, none where n is negative and all from kWord on.
+inline uint64_t first_bits(int64_t n) {
+  return n >= kWord ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1;
+}
+
 template <class V, class Bound>
 Compared compare_plain(const V* values, int64_t n, const Bound& bound) {
   uint8_t lower[kWord] = {}, equal[kWord] = {};
@@ -88,19 +93,20 @@ inline Compared compare_whole(const uint64_t* keys, KeyBound<uint64_t> bound) {
       join8([&](int i) { return _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(keys + 8 * i), key); }),
   };
 }
-inline Compared compare_whole(const float* scores, const ScoreBound<float>& bound) {
-  const __m512 from = _mm512_set1_ps(bound.from), at = _mm512_set1_ps(bound.at);
-  return {
-      join16([&](int i) { return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16 * i), from, _CMP_NGE_UQ); }),
-      join16([&](int i) { return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16 * i), at, _CMP_EQ_OQ); }),
-  };
+template <int kPredicate>
+uint64_t compare_word(const float* scores, float with) {
+  const __m512 other = _mm512_set1_ps(with);
+  return join16(
+      [&](int i) { return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16 * i), other, kPredicate); });
 }
-inline Compared compare_whole(const double* scores, const ScoreBound<double>& bound) {
-  const __m512d from = _mm512_set1_pd(bound.from), at = _mm512_set1_pd(bound.at);
-  return {
-      join8([&](int i) { return _mm512_cmp_pd_mask(_mm512_loadu_pd(scores + 8 * i), from, _CMP_NGE_UQ); }),
-      join8([&](int i) { return _mm512_cmp_pd_mask(_mm512_loadu_pd(scores + 8 * i), at, _CMP_EQ_OQ); }),
-  };
+template <int kPredicate>
+uint64_t compare_word(const double* scores, double with) {
+  const __m512d other = _mm512_set1_pd(with);
+  return join8([&](int i) { return _mm512_cmp_pd_mask(_mm512_loadu_pd(scores + 8 * i), other, kPredicate); });
+}
+template <class T>
+Compared compare_whole(const T* scores, const ScoreBound<T>& bound) {
+  return {compare_word<_CMP_NGE_UQ>(scores, bound.from), compare_word<_CMP_EQ_OQ>(scores, bound.at)};
 }
 
 // 32 scores as integers of their order: NaN lies at both ends.
@@ -153,9 +159,21 @@ Compared compare(const V* values, int64_t n, const Bound& bound) {
 }
 #endif
 
-// The lowest n bits, none where n is negative and all from kWord on.
-inline uint64_t first_bits(int64_t n) {
-  return n >= kWord ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1;
+// Which of n scores are at least as high as a threshold, n at most kWord; none, where that is NaN.
+template <class T>
+uint64_t at_least_plain(const T* scores, int64_t n, T threshold) {
+  uint8_t bytes[kWord] = {};
+  uint64_t bits;
+  for (int64_t i = 0; i < n; ++i) bytes[i] = scores[i] >= threshold;
+  pack_bits(bytes, kWord, reinterpret_cast<uint8_t*>(&bits));
+  return bits;
+}
+template <class T>
+uint64_t at_least(const T* scores, int64_t n, T threshold) {
+#if defined(PRUNEOPS_AVX512)
+  if (n == kWord) return compare_word<_CMP_GE_OQ>(scores, threshold);
+#endif
+  return at_least_plain(scores, n, threshold);
 }
 
 // Where n keys or scores lie, n at most kWord; with one key for both ends, its ties are `at_low`.
@@ -194,22 +212,24 @@ void for_bits(uint64_t bits, const F& f) {
 // Keys past the last one inside that `inside` must have room for.
 constexpr int64_t kCompactRoom = 16;
 
-// Writes the keys that `bits` names, of n at most kWord, side by side.
-template <class K>
-void compact_word(const K* keys, int64_t, uint64_t bits, K* inside) {
-  for_bits(bits, [&](int i) { *inside++ = keys[i]; });
-}
-
+// Writes the keys or scores that `bits` names, of n at most kWord, side by side; `inside` may be where they
+// lie.
+template <class V>
+void compact_word(const V* values, int64_t n, uint64_t bits, V* inside) {
 #if defined(PRUNEOPS_AVX512)
-inline void compact_word(const uint32_t* keys, int64_t n, uint64_t bits, uint32_t* inside) {
-  if (n < kWord) return compact_word<uint32_t>(keys, n, bits, inside);
-  for (int i = 0; i < kWord; i += 16) {
-    const auto some = static_cast<__mmask16>(bits >> i);
-    _mm512_storeu_si512(inside, _mm512_maskz_compress_epi32(some, _mm512_loadu_si512(keys + i)));
-    inside += __builtin_popcountll(bits >> i & 0xffff);
+  if constexpr (sizeof(V) == 4) {
+    if (n == kWord) {
+      for (int i = 0; i < kWord; i += 16) {
+        const auto some = static_cast<__mmask16>(bits >> i);
+        _mm512_storeu_si512(inside, _mm512_maskz_compress_epi32(some, _mm512_loadu_si512(values + i)));
+        inside += __builtin_popcountll(bits >> i & 0xffff);
+      }
+      return;
+    }
   }
-}
 #endif
+  for_bits(bits, [&](int i) { *inside++ = values[i]; });
+}
 
 // `inside` has room for n + kCompactRoom keys and may be `keys`.
 template <class K>

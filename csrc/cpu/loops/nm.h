@@ -46,43 +46,34 @@ void keep_best_of(const K* keys, int64_t groups, int64_t n, uint8_t* mask) {
   }
 }
 
-// Groups of any size: the keys of a chunk are turned so that position j of all groups lies together.
-template <class K>
-void keep_best_turned(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mask) {
-  K turned[kChunk];
-  uint8_t rank[kChunk];
-  for (int64_t j = 0; j < m; ++j) {
-    for (int64_t g = 0; g < groups; ++g) turned[j * groups + g] = keys[g * m + j];
-  }
-  memset(rank, 0, static_cast<size_t>(groups * m));
-  for (int64_t i = 0; i < m; ++i) {
-    const K* a = turned + i * groups;
-    for (int64_t j = i + 1; j < m; ++j) {
-      const K* b = turned + j * groups;
-      for (int64_t g = 0; g < groups; ++g) {
-        const bool later_first = goes_before(b[g], j, a[g], i);
-        rank[i * groups + g] += later_first;
-        rank[j * groups + g] += !later_first;
-      }
+// Groups of up to kWidth keys: each key is compared with kWidth at a time. It goes before an equal one behind
+// it, that is before a key lower than the next higher one. What lies behind a group is compared and written
+// too, and written over by the groups behind it.
+template <int kWidth, class K>
+void keep_best_up_to(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mask) {
+  uint8_t bytes[kChunk + kMaxGroup];
+  for (int64_t g = 0; g < groups; ++g) {
+    const K* key = keys + g * m;
+    K rank[kWidth] = {};
+    for (int j = 0; j < m; ++j) {
+#pragma GCC unroll 1  // unrolled, it is not vectorised
+      for (int i = 0; i < kWidth; ++i) rank[i] += static_cast<K>(key[j] + (j < i)) > key[i];
     }
+    for (int i = 0; i < kWidth; ++i) bytes[g * m + i] = rank[i] < static_cast<K>(n);
   }
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t g = 0; g < groups; ++g) mask[g * m + i] = rank[i * groups + g] < n;
-  }
+  memcpy(mask, bytes, static_cast<size_t>(groups * m));
 }
 
+// At most kChunk keys; kMaxGroup more may be read.
 template <class K>
 void keep_best(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mask) {
-  switch (m) {
-    case 2:
-      return keep_best_of<2>(keys, groups, n, mask);
-    case 4:
-      return keep_best_of<4>(keys, groups, n, mask);
-    case 8:
-      return keep_best_of<8>(keys, groups, n, mask);
-    default:
-      return keep_best_turned(keys, groups, n, m, mask);
-  }
+  if (m == 2) return keep_best_of<2>(keys, groups, n, mask);
+  if (m == 4) return keep_best_of<4>(keys, groups, n, mask);
+  if (m == 8) return keep_best_of<8>(keys, groups, n, mask);
+  static_assert(kMaxGroup == 32, "the widths end there");
+  if (m <= 8) return keep_best_up_to<8>(keys, groups, n, m, mask);
+  if (m <= 16) return keep_best_up_to<16>(keys, groups, n, m, mask);
+  keep_best_up_to<32>(keys, groups, n, m, mask);
 }
 
 template <class T>
@@ -90,7 +81,7 @@ void nm_groups(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, 
   // A multiple of 8, so that every chunk of a packed mask begins with a byte.
   const int64_t groups = tensor.numel / m, per_chunk = kChunk / m / 8 * 8;
   parallel(pool, ceil_div(groups, per_chunk), [&](int64_t first, int64_t last) {
-    Key<T> keys[kChunk];
+    Key<T> keys[kChunk + kMaxGroup] = {};
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t begin = chunk * per_chunk, some = min64(per_chunk, groups - begin);
       key_chunk<T>(tensor, metric, begin * m, some * m, keys);

@@ -126,15 +126,6 @@ void keep_bit(uint64_t bit) {
   *reinterpret_cast<uint8_t*>(bit / 8) |= static_cast<uint8_t>(1u << (bit % 8));
 }
 
-// Keeps what is above the threshold, and its ties among the first `ties_end` keys.
-template <class K>
-void keep_above(const K* __restrict keys, int64_t n, K threshold, int64_t ties_end,
-                uint8_t* __restrict mask) {
-  const int64_t split = ties_end < 0 ? 0 : min64(ties_end, n);
-  for (int64_t i = 0; i < split; ++i) mask[i] = keys[i] >= threshold;
-  for (int64_t i = split; i < n; ++i) mask[i] = keys[i] > threshold;
-}
-
 // Writes `keep` into the masks of those of n entries from `begin` on that `bits` names; n is at most 64, and
 // begin a multiple of 8.
 void set_word(const SelectTensor& tensor, int64_t begin, int64_t n, uint64_t bits, bool keep) {

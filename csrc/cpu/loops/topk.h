@@ -24,59 +24,60 @@ struct Totals {
 constexpr int64_t kThreadsFrom = 1 << 18;
 constexpr Pool kAlone{1, nullptr};
 
-// Keys in an array: selects, and finds the place from which ties are pruned.
-template <class K>
-struct ArraySelection {
-  K threshold;
-  int64_t cut;
+// The scores of a list side by side. Those of one tensor that lie in memory as T stay there.
+template <class T>
+class ScoreArray {
+ public:
+  // For lists like this one, of `total` entries.
+  ScoreArray(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric)
+      : metric_(metric),
+        in_place_(count == 1 && metric == Metric::stored && tensors->weight_dtype == own_dtype<T>()),
+        made_(in_place_ ? 0 : total) {}
 
-  // Prunes the k lowest of n keys, 0 < k < n; behind the keys is room for n + kCompactRoom more.
-  ArraySelection(K* keys, int64_t n, int64_t k, bool prune_ties) {
-    const auto selection = select_in_array(keys, n, k, keys + n);
-    const int64_t kept = prune_ties ? 0 : selection.ties_kept();
-    threshold = selection.prefix;
-    cut = kept == selection.equal ? n : place_behind_tie(keys, n, threshold, kept);
-  }
-
-  // Writes the mask of a tensor whose keys begin at `first`.
-  void write(const K* keys, int64_t first, const SelectTensor& tensor) const {
-    for (int64_t at = 0; at < tensor.numel; at += kChunk) {
-      const int64_t n = min64(kChunk, tensor.numel - at);
-      put_mask(tensor, at, n,
-               [&](uint8_t* mask) { keep_above(keys + first + at, n, threshold, cut - first - at, mask); });
+  const T* load(const SelectTensor* tensors, int64_t count) {
+    if (in_place_) return static_cast<const T*>(tensors->weight);
+    T* next = made_.data();
+    for (int64_t i = 0; i < count; next += tensors[i++].numel) {
+      copy_scores(tensors[i], metric_, 0, tensors[i].numel, next);
     }
+    return made_.data();
   }
+
+ private:
+  Metric metric_;
+  bool in_place_;
+  Buffer<T> made_;
 };
 
+// The low bits of keys that tell no two scores of a list apart.
 template <class T>
-void keys_of(const SelectTensor& tensor, Metric metric, Key<T>* keys) {
-  for (int64_t done = 0; done < tensor.numel; done += kChunk) {
-    key_chunk<T>(tensor, metric, done, min64(kChunk, tensor.numel - done), keys + done);
+Key<T> fine_bits_of(const SelectTensor* tensors, int64_t count, Metric metric) {
+  Key<T> fine = static_cast<Key<T>>(~Key<T>(0));
+  for (int64_t i = 0; i < count; ++i) fine &= fine_bits<T>(metric, tensors[i].weight_dtype);
+  return fine;
+}
+
+// Writes the mask of a tensor whose scores begin at `first` of those selected among.
+template <class T>
+void write_selected(const ArraySelection<T>& selection, const T* scores, int64_t first,
+                    const SelectTensor& tensor) {
+  for (int64_t at = 0; at < tensor.numel; at += kWord) {
+    const int64_t n = min64(kWord, tensor.numel - at);
+    put_word(tensor, at, n, selection.kept(scores, first + at, n));
   }
 }
 
-// The keys of a whole list side by side, with room for as many and kCompactRoom more.
-template <class T>
-class AllKeys {
- public:
-  AllKeys(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric)
-      : keys_(2 * total + kCompactRoom) {
-    Key<T>* next = keys_.data();
-    for (int64_t i = 0; i < count; next += tensors[i++].numel) keys_of<T>(tensors[i], metric, next);
-  }
-  Key<T>* data() { return keys_.data(); }
-
- private:
-  Buffer<Key<T>> keys_;
-};
-
-// Few entries, whose keys fit a cache: no pass over memory is saved.
+// Few entries, whose scores fit a cache: no pass over memory is saved.
 template <class T>
 void mask_few(const SelectTensor* tensors, int64_t count, int64_t total, const SelectRule& rule) {
-  AllKeys<T> keys(tensors, count, total, rule.metric);
-  const ArraySelection<Key<T>> selection(keys.data(), total, rule.k, rule.prune_ties);
+  ScoreArray<T> array(tensors, count, total, rule.metric);
+  ArraySearch<T> search(total, fine_bits_of<T>(tensors, count, rule.metric));
+  const T* scores = array.load(tensors, count);
+  const ArraySelection<T> selection(search, scores, rule.k, rule.prune_ties);
   int64_t first = 0;
-  for (int64_t i = 0; i < count; first += tensors[i++].numel) selection.write(keys.data(), first, tensors[i]);
+  for (int64_t i = 0; i < count; first += tensors[i++].numel) {
+    write_selected(selection, scores, first, tensors[i]);
+  }
 }
 
 // A bracket to pass over a list with, and what the pass may collect inside of it.
@@ -181,8 +182,9 @@ template <class T>
 Key<T> kth_key(const SelectTensor* tensors, int64_t count, int64_t total, Metric metric, int64_t k,
                const Pool& pool) {
   if (total < kBracketFrom) {
-    AllKeys<T> keys(tensors, count, total, metric);
-    return select_in_array(keys.data(), total, k, keys.data() + total).prefix;
+    ScoreArray<T> array(tensors, count, total, metric);
+    return ArraySearch<T>(total, fine_bits_of<T>(tensors, count, metric))
+        .kth_key(array.load(tensors, count), k);
   }
   SelectTiles tiles(tensors, count);
   Key<T> key = 0;
@@ -224,22 +226,26 @@ SelectTensor row_of(const SelectTensor& t, int64_t index, int64_t row) {
   return part;
 }
 
-// Rows up to this length are selected among their keys in the second-level cache.
-constexpr int64_t kRowInCache = 1 << 15;
+// Rows whose scores fit a cache.
+template <class T>
+void mask_short_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, int64_t first,
+                     int64_t last) {
+  ScoreArray<T> array(&tensor, 1, row, metric);
+  ArraySearch<T> search(row, fine_bits<T>(metric, tensor.weight_dtype));
+  for (int64_t r = first; r < last; ++r) {
+    const SelectTensor part = row_of(tensor, r, row);
+    const T* scores = array.load(&part, 1);
+    write_selected(ArraySelection<T>(search, scores, k, false), scores, 0, part);
+  }
+}
 
 template <class T>
 void mask_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, int64_t first,
                int64_t last) {
-  const int64_t cached = min64(row, kRowInCache);
-  Buffer<Key<T>> keys(2 * cached + kCompactRoom);
+  if (row < kBracketFrom) return mask_short_rows<T>(tensor, metric, row, k, first, last);
   for (int64_t r = first; r < last; ++r) {
     const SelectTensor part = row_of(tensor, r, row);
-    if (row > kRowInCache) {
-      topk_mask_as<T>(&part, 1, row, {metric, k, false, false}, kAlone);
-      continue;
-    }
-    keys_of<T>(part, metric, keys.data());
-    ArraySelection<Key<T>>(keys.data(), row, k, false).write(keys.data(), 0, part);
+    topk_mask_as<T>(&part, 1, row, {metric, k, false, false}, kAlone);
   }
 }
 
