@@ -157,7 +157,7 @@ FAULTS = [
     Fault("pass: one stage for all tiles", "cuda/pass.cuh", "turn = 1 - turn;", "turn = turn;"),
     Fault("pass: full stage copied", "cuda/pass.cuh", "count <= stage.kCapacity", "count <= 2 * stage.kCapacity"),
     Fault("pass: second look not counted anew", "cuda/pass.cuh", "shared.again = 0;", "shared.again += 0;"),
-    Fault("bracket: overflow written", "cuda/pass.cuh", "> work.capacity) return;", "> work.capacity + 1) return;"),
+    Fault("bracket: overflow written", "cuda/pass.cuh", "if (first + count > work.capacity) return;", ""),
     Fault("bracket: overflow unnoticed", "cuda/plan.cuh", "state->between) <= capacity", "state->between) >= 0"),
     Fault("bracket: miss below taken for one above", "math/search.h", "if (k <= counts.below)", "if (k < 0)"),
     Fault(
