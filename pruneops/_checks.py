@@ -125,7 +125,7 @@ class Checker:
     def same_device(self, **given: Given) -> None:
         first = None
         for values in given.values():
-            for value in values if isinstance(values, list) else _tensors_of(values):
+            for value in _tensors_of(values):
                 device = value.device
                 if first is None:
                     first = device

@@ -308,7 +308,7 @@ def plant(tree, fault):
 
 
 def try_fault(fault, trees):
-    """The line of the table, and whether the fault was caught."""
+    """Prints the line of the table; whether the fault was caught."""
     start = time.monotonic()
     tree = trees.get()
     restore = plant(tree, fault)

@@ -106,8 +106,9 @@ struct RowSearch {
     }
     const float distance = share(from_low ? k - below : up_to - k);
     const int step = 1 + static_cast<int>(distance + rough_root(distance));
-    place += from_low ? step : -step;
-    if (place < 1 || place > kRowSample) return false;
+    const int next_place = from_low ? place + step : place - step;
+    if (next_place < 1 || next_place > kRowSample) return false;
+    place = next_place;
     aim(sample(place));
     return true;
   }
