@@ -64,23 +64,23 @@ FAULTS = [
     Fault("blocks: lost barrier between tiles", "cuda/block.cuh", "  });\n  __syncthreads();\n}", "  });\n}"),
     Fault(
         "rows: lost barrier of a sum",
-        "cuda/rows.cuh",
+        "cuda/row_group.cuh",
         "sums[warp()] = own;\n    __syncthreads();",
         "sums[warp()] = own;",
     ),
     Fault(
         "rows: lost barrier of the ends",
-        "cuda/rows.cuh",
+        "cuda/row_group.cuh",
         "    }\n    __syncthreads();\n    const int lane",
         "    }\n    const int lane",
     ),
     Fault(
         "rows: lost barrier of the cells",
-        "cuda/rows.cuh",
+        "cuda/row_group.cuh",
         "    }\n    __syncthreads();\n    int own[",
         "    }\n    int own[",
     ),
-    Fault("rows: sums take no turns", "cuda/rows.cuh", "shared.sums[turn ^= 1]", "shared.sums[0]"),
+    Fault("rows: sums take no turns", "cuda/row_group.cuh", "shared.sums[turn ^= 1]", "shared.sums[0]"),
     # Warps.
     Fault("N:M: shuffle where lanes have left", "cuda/nm.cuh", "base < t.numel", "base + lane < t.numel"),
     Fault("scan: one lane too few", "cuda/block_scan.cuh", "lane >= distance", "lane > distance"),
@@ -172,10 +172,10 @@ FAULTS = [
     Fault("ties: never split", "cuda/digits.cuh", "found.ties_kept() < found.equal", "false"),
     Fault("rows: padding counted", "cuda/rows.cuh", "search.next))) - row.padding()", "search.next)))"),
     Fault("rows: sample past a short row", "cuda/rows.cuh", "kRowSample, row), row - 1)", "kRowSample, row), row)"),
-    Fault("rows: cells of no warp", "cuda/rows.cuh", "place < warps() * kCount", "true"),
+    Fault("rows: cells of no warp", "cuda/row_group.cuh", "place < warps() * kCount", "true"),
     Fault(
         "rows: a cell that ends the first ties",
-        "cuda/rows.cuh",
+        "cuda/row_group.cuh",
         "if (up_to > first_ties) return;",
         "if (up_to > first_ties + 1) return;",
     ),
@@ -184,7 +184,7 @@ FAULTS = [
     Fault("rows: ties with NaN lost", "cuda/rows.cuh", "at != at ? MaskWords::kOnes", "false ? MaskWords::kOnes"),
     Fault(
         "rows: vectors enter in reverse",
-        "cuda/rows.cuh",
+        "cuda/row_scores.cuh",
         "scores[u][i] = u + 1 < kCount ? scores[u + 1][i] : next[i]",
         "scores[kCount - 1 - u][i] = u + 1 < kCount ? scores[kCount - 2 - u][i] : next[i]",
     ),
@@ -203,9 +203,14 @@ FAULTS = [
         "group.cell(v) < cut.cell ?",
     ),
     Fault(
-        "rows: norms from the tensor's start", "cuda/rows.cuh", "places.size == t.cols ? 0 : places.begin % t.cols", "0"
+        "rows: norms from the tensor's start",
+        "cuda/row_scores.cuh",
+        "places.size == t.cols ? 0 : places.begin % t.cols",
+        "0",
     ),
-    Fault("rows: magnitudes not taken", "cuda/rows.cuh", "if (metric == Metric::magnitude) take_magnitudes();", ""),
+    Fault(
+        "rows: magnitudes not taken", "cuda/row_scores.cuh", "if (metric == Metric::magnitude) take_magnitudes();", ""
+    ),
     Fault("row search: highest score left out", "math/row_search.h", "high = static_cast<K>(last + 1)", "high = last"),
     Fault(
         "row search: NaN and -inf at once",

@@ -1,0 +1,182 @@
+// The scores of a row: in the registers of the threads that share it, or read again each time.
+#pragma once
+
+#include "../math/row_search.h"
+#include "words.cuh"
+
+namespace pruneops::cuda {
+
+// Warps of the largest block that holds a row, and vectors of each of its threads.
+constexpr int kRowWarps = 14;
+template <class T>
+constexpr int kRowVectors = sizeof(T) == sizeof(float) ? 8 : 4;
+
+__device__ __forceinline__ int warp_lane() {
+  return threadIdx.x % kWarp;
+}
+
+// The threads that share a row: those of a warp, or of a block.
+struct WarpThreads {
+  static __device__ __forceinline__ int own() { return warp_lane(); }
+  static __device__ __forceinline__ int all() { return kWarp; }
+};
+struct BlockThreads {
+  static __device__ __forceinline__ int own() { return threadIdx.x; }
+  static __device__ __forceinline__ int all() { return blockDim.x; }
+};
+
+// Hides where a number comes from: what follows from it is computed anew, and fills no registers until then.
+__device__ __forceinline__ void forget(int& number) {
+  asm volatile("" : "+r"(number));
+}
+__device__ __forceinline__ void forget(int64_t& number) {
+  asm volatile("" : "+l"(number));
+}
+
+// Where the vectors lie that these threads hold: vector v of a thread behind those of all threads before v.
+template <class Threads>
+struct HeldPlaces {
+  int64_t begin;
+  int size;
+
+  __device__ __forceinline__ int64_t at(int v) const { return begin + first(v); }
+  // Entries of vector v: fewer, or none, at the end of what is held.
+  __device__ __forceinline__ int left(int v) const {
+    const int behind = size - first(v);
+    return behind < 0 ? 0 : behind < kVector ? behind : kVector;
+  }
+  // The same, for the mask.
+  __device__ __forceinline__ HeldPlaces anew() const {
+    HeldPlaces same = *this;
+    forget(same.size);
+    forget(same.begin);
+    return same;
+  }
+  // How far behind the start vector v lies.
+  __device__ __forceinline__ int first(int v) const {
+    return (v * Threads::all() + Threads::own()) * kVector;
+  }
+};
+
+// Consecutive scores in the registers of these threads. Behind the last one stands NaN, which is below every
+// threshold.
+template <class T, class Threads, int kCount>
+struct HeldScores {
+  static constexpr int kVectors = kCount;
+  static constexpr int kPerThread = kCount * kVector;
+
+  T scores[kCount][kVector];
+  HeldPlaces<Threads> places;
+
+  __device__ __forceinline__ HeldScores(const SelectTensor& t, Metric metric, int64_t begin, int size)
+      : places{begin, size} {
+    // A row may begin and end anywhere.
+    const bool whole = begin % kVector == 0 && size % kVector == 0 && is_aligned(t.weight, 16);
+    const bool scaled = metric == Metric::wanda && t.cols % kVector == 0 && is_aligned(t.norm, 16);
+    if (whole && (metric == Metric::stored || metric == Metric::magnitude || scaled)) {
+      load_whole_vectors(t);
+      if (metric == Metric::magnitude) take_magnitudes();
+      if (metric == Metric::wanda) scale(t);
+    } else {
+      load_vectors(t, metric);
+    }
+    if (padding() > 0) pad();
+  }
+  // Places behind the last score.
+  __device__ __forceinline__ int padding() const { return kPerThread * Threads::all() - places.size; }
+
+ private:
+  // What is loaded in so many ways stands in a loop, once: vectors enter behind those before them.
+  __device__ __forceinline__ void load_vectors(const SelectTensor& t, Metric metric) {
+#pragma unroll 1
+    for (int v = 0; v < kCount; ++v) {
+      T next[kVector] = {};
+      if (places.left(v) > 0) load_scores(t, metric, places.at(v), places.left(v), next);
+#pragma unroll
+      for (int u = 0; u < kCount; ++u) {
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) scores[u][i] = u + 1 < kCount ? scores[u + 1][i] : next[i];
+      }
+    }
+  }
+  // With all loads under way before the first is used.
+  __device__ __forceinline__ void load_whole_vectors(const SelectTensor& t) {
+    visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
+      RawVector<decltype(element)> raw[kCount];
+#pragma unroll
+      for (int v = 0; v < kCount; ++v) {
+        raw[v] = {};
+        if (places.left(v) > 0) raw[v].load(t.weight, places.at(v));
+      }
+#pragma unroll
+      for (int v = 0; v < kCount; ++v) raw[v].convert(scores[v]);
+    });
+  }
+  __device__ __forceinline__ void take_magnitudes() {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) scores[v][i] = magnitude_of(scores[v][i]);
+    }
+  }
+  // A row lies within one of the tensor, as far behind its start as in the norms.
+  __device__ __forceinline__ void scale(const SelectTensor& t) {
+    const float* norms = t.norm + (places.size == t.cols ? 0 : places.begin % t.cols);
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+      if (places.left(v) == 0) continue;
+      Vector<float> norm;
+      norm.load(norms + places.first(v));
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        scores[v][i] = element_value<T>(Metric::wanda, scores[v][i], T(0), static_cast<T>(norm.words[i]));
+      }
+    }
+  }
+  __device__ __forceinline__ void pad() {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if (i >= places.left(v)) scores[v][i] = RowSearch<T>::score(RowSearch<T>::kNan);
+      }
+    }
+  }
+};
+
+// A row that its threads hold,
+template <class T, class Threads, int kCount>
+struct HeldRow {
+  using Type = T;
+  HeldScores<T, Threads, kCount> held;
+
+  template <class F>
+  __device__ __forceinline__ void for_each_part(const F& f) const {
+    f(held);
+  }
+  __device__ __forceinline__ int padding() const { return held.padding(); }
+};
+
+// or that is nowhere but in memory.
+template <class T>
+struct MemoryRow {
+  using Type = T;
+  using Part = HeldScores<T, BlockThreads, kRowVectors<T> / 4>;
+  const SelectTensor& tensor;
+  Metric metric;
+  int64_t begin;
+  int size;
+
+  template <class F>
+  __device__ __forceinline__ void for_each_part(const F& f) const {
+    for (int at = 0; at < size; at += step()) {
+      f(Part(tensor, metric, begin + at, size - at < step() ? size - at : step()));
+    }
+  }
+  __device__ __forceinline__ int padding() const { return (size + step() - 1) / step() * step() - size; }
+
+ private:
+  __device__ __forceinline__ int step() const { return Part::kPerThread * BlockThreads::all(); }
+};
+
+}  // namespace pruneops::cuda
