@@ -99,32 +99,35 @@ class ArraySearch {
     using Search = RowSearch<T>;
     const SortedSample<T> sample(scores, places_);
     Search search(static_cast<int>(k), static_cast<int>(n_), fine_, sample);
-    int64_t n = n_, before = 0;  // scores still counted, and those below them
+    counted_ = scores;
+    left_ = n_;
+    int64_t before = 0;  // scores below those that are still counted
     const auto count = [&] {
-      search.take(static_cast<int>(before + n - count_from(scores, n, Search::score(search.next))));
+      const int32_t above = count_from(counted_, left_, Search::score(search.next));
+      search.take(static_cast<int>(before + left_ - above));
     };
     for (count(); !search.decided(); count()) {
-      if (n >= kCopyFrom && search.left() <= n / kCopyShare) {
+      if (left_ >= kCopyFrom && search.left() <= left_ / kCopyShare) {
         before = search.below;
-        n = copy_left(scores, n, search, spare_.data());
-        scores = spare_.data();
+        left_ = copy_left(counted_, left_, search, spare_.data());
+        counted_ = spare_.data();
       }
       if (search.plan(sample)) continue;
       T lowest, highest;
-      find_ends(scores, n, search, lowest, highest);
+      find_ends(counted_, left_, search, lowest, highest);
       search.take_ends(lowest, highest);
       if (search.decided()) break;
     }
     return search;
   }
 
-  // The key of the k-th smallest, 0 < k <= n.
+  // The key of the k-th smallest, 0 < k <= n: the highest of what is left of its search.
   Key<T> kth_key(const T* scores, int64_t k) {
-    const T high = RowSearch<T>::score(find(scores, k).high);
+    const Key<T> high = find(scores, k).high;
     Key<T> highest = 0;
-    for (int64_t i = 0; i < n_; ++i) {
-      const Key<T> key = !(scores[i] >= high) ? sort_key(scores[i]) : 0;
-      highest = key > highest ? key : highest;
+    for (int64_t i = 0; i < left_; ++i) {
+      const Key<T> key = sort_key(counted_[i]), below_high = key < high ? key : 0;
+      highest = below_high > highest ? below_high : highest;
     }
     return highest;
   }
@@ -138,6 +141,8 @@ class ArraySearch {
   Key<T> fine_;
   SamplePlaces places_;
   Buffer<T> spare_;
+  const T* counted_ = nullptr;  // where the scores lie that a search still counts,
+  int64_t left_ = 0;            // and how many they are
 };
 
 // Which of n scores are kept: those from a threshold on, and the first of those that tie right below it.

@@ -199,11 +199,12 @@ Bracket<Key<T>> sample_bracket(const SelectTensor* tensors, int64_t count, int64
   });
   const SampleRanks ranks = sample_ranks(size, total, k);
   Bracket<K> bracket = whole_bracket<K>();
+  const K fine = fine_bits_of<T>(tensors, count, source.metric);
   parallel(pool, 2, [&](int64_t first, int64_t last) {
     for (int64_t side = first; side < last; ++side) {
       const int64_t rank = side == 0 ? ranks.low : ranks.high;
       if (rank < 1 || rank > size) continue;
-      const K key = ArraySearch<T>(size, 0).kth_key(sample.data(), rank);
+      const K key = ArraySearch<T>(size, fine).kth_key(sample.data(), rank);
       (side == 0 ? bracket.low : bracket.high) = key;
     }
   });

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../math/radix.h"
+#include "../../math/row_search.h"
 #include "bits.h"
 #include "chunk.h"
 #include "compact.h"
@@ -20,6 +21,14 @@ void for_keys(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t 
     key_chunk<T>(tensor, metric, begin + done, n, keys);
     f(keys, n, done);
   }
+}
+
+// The low bits of keys that tell no two scores of a list apart.
+template <class T>
+Key<T> fine_bits_of(const SelectTensor* tensors, int64_t count, Metric metric) {
+  Key<T> fine = static_cast<Key<T>>(~Key<T>(0));
+  for (int64_t i = 0; i < count; ++i) fine &= fine_bits<T>(metric, tensors[i].weight_dtype);
+  return fine;
 }
 
 // Adds the counts of one thread to those of all.

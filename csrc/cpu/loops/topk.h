@@ -49,14 +49,6 @@ class ScoreArray {
   Buffer<T> made_;
 };
 
-// The low bits of keys that tell no two scores of a list apart.
-template <class T>
-Key<T> fine_bits_of(const SelectTensor* tensors, int64_t count, Metric metric) {
-  Key<T> fine = static_cast<Key<T>>(~Key<T>(0));
-  for (int64_t i = 0; i < count; ++i) fine &= fine_bits<T>(metric, tensors[i].weight_dtype);
-  return fine;
-}
-
 // Writes the mask of a tensor whose scores begin at `first` of those selected among.
 template <class T>
 void write_selected(const ArraySelection<T>& selection, const T* scores, int64_t first,
