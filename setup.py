@@ -4,7 +4,8 @@ It is built on PyTorch's stable ABI and uses no Python API, so that one binary s
 every Python. Environment: FORCE_CUDA=1 (also without a GPU or a CUDA build of torch) or FORCE_CUDA=0; otherwise CUDA
 is built where nvcc is found. TORCH_CUDA_ARCH_LIST chooses the architectures, CUDA_HOME the toolkit, MAX_JOBS the
 number of compilers at a time. PRUNEOPS_SANITIZE=address,undefined builds a library that checks itself, in
-build/address-undefined instead of the package (tests/sanitize.py runs tests on it); it has no CUDA kernels.
+build/address-undefined instead of the package (tests/sanitize.py runs tests on it); it has no CUDA kernels, and CPU
+kernels for this machine alone.
 """
 
 import os
@@ -18,6 +19,8 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parent
 DEFAULT_ARCHS = "8.0 9.0 10.0+PTX"
+#: The CPU kernels that csrc/cpu/isa.cpp chooses, by what torch calls the machine's instruction set.
+ISAS = {"AVX512": "avx512", "AVX2": "avx2"}
 SANITIZE = os.environ.get("PRUNEOPS_SANITIZE", "")
 
 
@@ -88,9 +91,13 @@ def extension() -> cpp_extension.CppExtension:
     macros = [("TORCH_TARGET_VERSION", "0x020a000000000000")]
     home = wanted_cuda()
     if home is None:
-        checks = sanitizers()
+        checks, files = sanitizers(), sources("csrc/cpu/*.cpp", "csrc/ops/*.cpp")
+        if SANITIZE:
+            isa = ISAS.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+            macros.append(("PRUNEOPS_ONLY_ISA", isa))
+            files = [file for file in files if "isa_" not in file or f"isa_{isa}" in file]
         return cpp_extension.CppExtension(
-            "pruneops._C", sources("csrc/cpu/*.cpp", "csrc/ops/*.cpp"), define_macros=macros,
+            "pruneops._C", files, define_macros=macros,
             depends=HEADERS, extra_compile_args={"cxx": cxx + checks}, extra_link_args=checks, py_limited_api=True,
         )  # fmt: skip
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS).replace(";", " ").split()

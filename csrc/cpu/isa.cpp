@@ -2,6 +2,16 @@
 
 namespace pruneops::cpu {
 
+#if defined(PRUNEOPS_ONLY_ISA)
+// The kernels take longest to compile: a build for tests has those that run on this machine.
+namespace PRUNEOPS_ONLY_ISA {
+extern const Kernels kKernels;
+}
+
+static const Kernels& best() {
+  return PRUNEOPS_ONLY_ISA::kKernels;
+}
+#else
 namespace baseline {
 extern const Kernels kKernels;
 }
@@ -25,7 +35,8 @@ static const Kernels& best() {
 static const Kernels& best() {
   return baseline::kKernels;
 }
-#endif
+#endif  // __x86_64__
+#endif  // PRUNEOPS_ONLY_ISA
 
 const Kernels& kernels() {
   static const Kernels& chosen = best();

@@ -109,6 +109,13 @@ def test_native_library_is_used():
     assert pruneops.backend_info()["cpu"] == "native"
 
 
+def test_cpu_kernels_are_those_for_the_instruction_set_of_the_machine():
+    chosen = pruneops.backend_info()["cpu_isa"]
+    if chosen is None:
+        pytest.skip("no compiled library")
+    assert chosen == {"AVX512": "avx512", "AVX2": "avx2"}.get(torch.backends.cpu.get_cpu_capability(), "baseline")
+
+
 def test_backend_info_is_consistent():
     info = pruneops.backend_info()
     assert set(info) == {

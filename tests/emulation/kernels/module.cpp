@@ -189,8 +189,6 @@ void bind_cuda(py::module_ m) {
 
 void bind_cpu(py::module_ m) {
   using cpu::kernels;
-  m.attr("isa") = kernels().isa;
-  m.attr("expected_isa") = PRUNEOPS_RUN_ISA;  // the one that CMake compiled with care
   m.def("set_threads", [](int threads) { cpu_threads = threads; });
   m.def("update_scores", [](const std::vector<UpdateTensor>& tensors, const UpdateRule& rule) {
     kernels().update_scores(tensors.data(), tensors.size(), rule, pool());
