@@ -117,8 +117,7 @@ __device__ __forceinline__ void add_row(const BlockTensor& t, const UpdateRule& 
 template <class T>
 __device__ __forceinline__ void finish_score(const BlockTensor& t, const UpdateRule& rule, int64_t place,
                                              T total) {
-  T value = finish_block(rule.reduce, total, t.block.entries());
-  if (rule.skip_nonfinite && rule.metric == Metric::product) value = finite_or_zero(value);
+  const T value = block_value(rule, total, t.block.entries());
   const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
   visit_dtype_of<T>(t.score_dtype, [&](auto element) {
     using E = decltype(element);

@@ -20,13 +20,17 @@ struct Sieve {
   using K = Key<T>;
   const Bracket<K>& bracket;  // in shared memory, as it is seldom looked at
   bool keeps_all;
-  T high;  // NaN, which no score reaches, where there is no high end
+  bool is_one;  // score for both ends: nothing but its ties is to be found
+  T high;       // NaN, which no score reaches, where there is no high end
   T middle;
   T reach;  // infinite where an end is no finite number
 
   // The ends are keys of scores, or beyond all of them.
   __device__ explicit Sieve(const Bracket<K>& ends)
-      : bracket(ends), keeps_all(ends.high == 0), high(key_to_score<T>(ends.high)) {
+      : bracket(ends),
+        keeps_all(ends.high == 0),
+        is_one(ends.low == ends.high && ends.high != 0),
+        high(key_to_score<T>(ends.high)) {
     const T low = key_to_score<T>(bracket.low);
     middle = low + (high - low) / 2;
     reach = fmax(fabs(low - middle), fabs(high - middle));
@@ -37,6 +41,9 @@ struct Sieve {
   __device__ __forceinline__ MaskWords keep(const T (&scores)[kVector]) const {
     return mask_where([&](int i) { return scores[i] >= high; }, keeps_all ? MaskWords::kOnes : 0);
   }
+  __device__ __forceinline__ MaskWords ties(const T (&scores)[kVector]) const {
+    return mask_where([&](int i) { return scores[i] == high; });
+  }
   // Whether a vector has neither ties with an end nor keys between.
   __device__ __forceinline__ bool is_far(const T (&scores)[kVector]) const {
     T nearest = fabs(scores[0] - middle);
@@ -44,25 +51,62 @@ struct Sieve {
     for (int i = 1; i < kVector; ++i) nearest = fmin(nearest, fabs(scores[i] - middle));
     return nearest > reach;
   }
-  // The ties of a vector with the ends; inside(key, i) for its keys strictly between them.
+  // The ties of a score with the ends; inside(key) where it is strictly between them.
   template <class F>
-  __device__ __forceinline__ unsigned sift(const T (&scores)[kVector], int n, const F& inside) const {
-    unsigned ties = 0;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      if (fabs(scores[i] - middle) > reach) continue;
-      const K key = sort_key(scores[i]);
-      if (i >= n || key < bracket.low || key > bracket.high) continue;
-      if (key == bracket.low) {
-        ties += kLowTie;
-      } else if (key == bracket.high) {
-        ties += kHighTie;
-      } else {
-        inside(key, i);
-      }
-    }
-    return ties;
+  __device__ __forceinline__ unsigned look(T score, const F& inside) const {
+    const K key = sort_key(score);
+    if (key < bracket.low || key > bracket.high) return 0;
+    if (key == bracket.low) return kLowTie;
+    if (key == bracket.high) return kHighTie;
+    inside(key);
+    return 0;
   }
+};
+
+// Vectors of a warp that are near the bracket, to be looked at by all its lanes, a score each: in the lanes
+// that they are found in, eight scores would be looked at one after another, while most lanes wait.
+template <class T>
+struct NearVectors {
+  static constexpr unsigned kCapacity = sizeof(T) == sizeof(float) ? 2 * kWarp : kWarp;
+  T scores[kCapacity * kVector];
+  uint16_t places[kCapacity];
+};
+
+// Every lane of the warp calls these.
+template <class T>
+class NearQueue {
+ public:
+  __device__ __forceinline__ explicit NearQueue(NearVectors<T>& vectors) : vectors_(vectors) {}
+
+  // Whether the vectors of all lanes may not fit.
+  __device__ __forceinline__ bool is_full() const { return count_ > vectors_.kCapacity - kWarp; }
+  __device__ __forceinline__ void take(bool is_near, const T (&scores)[kVector], unsigned place) {
+    const unsigned lanes = __ballot_sync(kAllLanes, is_near);
+    if (lanes == 0) return;
+    if (is_near) {
+      const unsigned at = count_ + __popc(lanes & ((1u << (threadIdx.x % kWarp)) - 1));
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) vectors_.scores[at * kVector + i] = scores[i];
+      vectors_.places[at] = static_cast<uint16_t>(place);
+    }
+    count_ += __popc(lanes);
+  }
+  // f(score, place) for all scores of what was taken.
+  template <class F>
+  __device__ __forceinline__ void look(const F& f) {
+    if (count_ == 0) return;
+    __syncwarp();
+#pragma unroll 1
+    for (unsigned i = threadIdx.x % kWarp; i < count_ * kVector; i += kWarp) {
+      f(vectors_.scores[i], vectors_.places[i / kVector] + i % kVector);
+    }
+    __syncwarp();
+    count_ = 0;
+  }
+
+ private:
+  NearVectors<T>& vectors_;
+  unsigned count_ = 0;
 };
 
 // What is found inside the bracket in a tile, before it has its place in memory.
@@ -123,11 +167,15 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
     for (int v = 0; v < batch.kSize; ++v) {
       T scores[kVector];
       scores_of(v, scores);
-      sieve.sift(scores, batch.size(v), [&](K key, int i) {
-        const int64_t next = first + atomicInc(&shared.again, ~0u);
-        work.few[next] = key;
-        work.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
-      });
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if (i >= batch.size(v)) continue;
+        sieve.look(scores[i], [&](K key) {
+          const int64_t next = first + atomicInc(&shared.again, ~0u);
+          work.few[next] = key;
+          work.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
+        });
+      }
     }
   };
   source.template pass_again<T>(t, begin, end, collect);
@@ -135,9 +183,8 @@ __device__ __forceinline__ void write_run(const typename Source::Tensor& t, cons
 
 // Blocks of the pass that shall fit a multiprocessor.
 template <class T, class Source, bool kCollect>
-constexpr int kPassBlocks = sizeof(T) == sizeof(double)                          ? 1
-                            : std::is_same_v<Source, UpdatedScores> || !kCollect ? 3
-                                                                                 : 4;
+constexpr int kPassBlocks =
+    sizeof(T) == sizeof(double) ? 1 : 2 + kCollect + (std::is_same_v<Source, StoredScores> ? 1 : 0);
 
 // Ties of a warp with the ends: of the part that its tile lies in, and of its block.
 template <class K>
@@ -169,6 +216,7 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
   __shared__ Deciding<K> deciding;
   __shared__ Bracket<K> bracket;
   __shared__ unsigned long long ties_of_block[2];  // with the low end, and with the high one
+  __shared__ NearVectors<T> near[kWarps];
   __shared__ std::conditional_t<kCollect, Collecting<K>, unsigned[Search<K>::kBins]> found;
   const Bracket<K> ends = find_bracket(work, deciding);
   if (is_first_thread()) work.state->bracket = ends;
@@ -180,14 +228,24 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
   if constexpr (!kCollect) clear_counts(found);
   __syncthreads();
   const Sieve<T> sieve(bracket);
-  const auto inside = start_search(work.k, static_cast<K>(ends.low + 1), static_cast<K>(ends.high - 1), 0, 0);
+  const auto digits = start_search(work.k, static_cast<K>(ends.low + 1), static_cast<K>(ends.high - 1), 0, 0);
   unsigned kept = 0, between = 0;
   int turn = 0;
   for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
     unsigned ties = 0;
+    const auto inside = [&](K key, unsigned place) {
+      if constexpr (kCollect) {
+        found.stages[turn].add(key, place);
+      } else {
+        ++between;
+        atomicAdd(&found[digits.digit(key, 0)], 1u);
+      }
+    };
     const auto part = [&](const auto& batch, const auto& scores_of) {
       const bool writes = kCollect && t.mask != nullptr;
       const MaskTarget target(t, batch);
+      const auto first = static_cast<unsigned>(batch.begin - begin);
+      NearQueue<T> queue(near[threadIdx.x / kWarp]);
 #pragma unroll
       for (int v = 0; v < batch.kSize; ++v) {
         const int n = batch.size(v);
@@ -196,14 +254,15 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
         const MaskWords mask = sieve.keep(scores);
         kept += mask.count(n);
         if (writes) target.store(v, mask);
-        if (n == 0 || sieve.is_far(scores)) continue;
-        ties += sieve.sift(scores, n, [&](K key, int i) {
-          if constexpr (kCollect) {
-            found.stages[turn].add(key, static_cast<unsigned>(batch.at(v) + i - begin));
-          } else {
-            ++between;
-            atomicAdd(&found[inside.digit(key, 0)], 1u);
-          }
+        if (sieve.is_one) {
+          ties += kLowTie * sieve.ties(scores).count(n);
+          continue;
+        }
+        queue.take(n > 0 && !sieve.is_far(scores), scores, first + batch.offset(v));
+        if (v + 1 < batch.kSize && !queue.is_full()) continue;
+        queue.look([&](T score, unsigned place) {
+          if (batch.kAreWhole || begin + place < end)
+            ties += sieve.look(score, [&](K key) { inside(key, place); });
         });
       }
     };

@@ -14,7 +14,7 @@ constexpr int64_t kMaxParts = 8192;
 enum class Ties { low, high, threshold };
 
 // What a pass has collected of a tile: keys strictly inside the bracket, in no order.
-struct TileRun {
+struct alignas(8) TileRun {
   unsigned begin;
   unsigned count;
 };
@@ -61,6 +61,11 @@ struct SelectWork {
     const int64_t low_kept = state->bracket.low == state->bracket.high ? at_low : 0;
     const int64_t from_low = static_cast<int64_t>(state->kept) - low_kept + at_low + between;
     return {entries - from_low, at_low, between, static_cast<int64_t>(state->at_high)};
+  }
+  // Whether so many of the samples stand for no more keys than are collected: a tenth is left for chance.
+  __device__ __forceinline__ bool has_room_for(int64_t samples) const {
+    return collects && 1.1 * static_cast<double>(samples) * static_cast<double>(entries) <=
+                           static_cast<double>(capacity) * static_cast<double>(sample_size);
   }
   __device__ __forceinline__ bool missed() const { return find_rank(counted(), k) == Found::missed; }
   // Whether the pass has written masks and collected every key that it left undecided.
@@ -109,6 +114,11 @@ struct Sizes {
     const int64_t most = limits.most_samples, sparse = strict ? 0 : min64(entries / 1024, 4 * most);
     return min64(entries / 64, sparse > most ? sparse : most);
   }
+  // Keys that are collected at most, as if none but the shipped number of samples were taken: what lies
+  // inside is less then, but ties with its ends are collected with it where there is room.
+  int64_t capacity() const {
+    return min64(bracket_capacity(min64(sample_size(), limits.most_samples), entries), 0xffffffff);
+  }
   int64_t tiles_per_part() const { return ceil_div(tiles, kMaxParts); }
   int64_t parts() const { return ceil_div(tiles, tiles_per_part()) + tables; }
 };
@@ -153,7 +163,7 @@ struct Plan {
       work.collects = !sizes.strict;
     }
     if (work.collects) {
-      work.capacity = min64(bracket_capacity(work.sample_size, sizes.entries), 0xffffffff);
+      work.capacity = sizes.capacity();
       work.runs = carver.take<TileRun>(work.parts * work.tiles_per_part);
       work.few = carver.take<K>(work.capacity);
       work.places = carver.take<uint16_t>(work.capacity);

@@ -118,11 +118,19 @@ __global__ void __launch_bounds__(kThreads) sample_round_kernel(const SelectWork
   for (int side = 0; side < 2; ++side) add_counts(counts[side], work.state->sample_counts[round][side]);
 }
 
+// The bracket of the pass. Its ends are tied with as often as not where scores have few bits, and then half
+// of the masks would be written again for the ties of the end that is found: so they are moved outwards,
+// among what is collected, where the sample says that this has room.
 template <class K>
 __device__ __forceinline__ Bracket<K> find_bracket(const SelectWork<K>& work, Deciding<K>& shared) {
-  const K low = end_before(work, Search<K>::kRounds, 0, shared).key();
-  const K high = end_before(work, Search<K>::kRounds, 1, shared).key();
-  return {work.ranks.low < 1 ? K(0) : low, work.ranks.high > work.sample_size ? static_cast<K>(~K(0)) : high};
+  const Search<K> low = end_before(work, Search<K>::kRounds, 0, shared);
+  const Search<K> high = end_before(work, Search<K>::kRounds, 1, shared);
+  const bool has_low = work.ranks.low >= 1, has_high = work.ranks.high <= work.sample_size;
+  const int64_t below = has_low ? low.selection.less : 0;
+  const int64_t up_to = has_high ? high.selection.less + high.selection.equal : work.sample_size;
+  const K outwards = work.has_room_for(up_to - below) ? 1 : 0;
+  return {has_low ? static_cast<K>(low.key() - (low.key() > 0 ? outwards : 0)) : K(0),
+          has_high ? static_cast<K>(high.key() + outwards) : static_cast<K>(~K(0))};
 }
 
 }  // namespace pruneops::cuda

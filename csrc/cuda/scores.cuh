@@ -11,6 +11,7 @@ namespace pruneops::cuda {
 template <int kCount, bool kWhole = false>
 struct Vectors {
   static constexpr int kSize = kCount;
+  static constexpr bool kAreWhole = kWhole;
   static constexpr int64_t kEntries = static_cast<int64_t>(kCount) * kThreads * kVector;
 
   int64_t begin;
@@ -24,8 +25,7 @@ struct Vectors {
     return left < 0 ? 0 : left < kVector ? left : kVector;
   }
   __device__ __forceinline__ bool are_whole() const { return size(kCount - 1) == kVector; }
-
- private:
+  // How far behind the start vector v lies.
   static __device__ __forceinline__ unsigned offset(int v) {
     return (static_cast<unsigned>(v) * kThreads + threadIdx.x) * kVector;
   }

@@ -34,8 +34,9 @@ class Selecting {
   cudaError_t search() {
     PRUNEOPS_RETURN_IF_ERROR(clear());
     if (work_.sample_size > 0) {
-      const MetricScores source{metric_};
-      PRUNEOPS_RETURN_IF_ERROR(work_.collects ? pass<true>(tensors_, source) : pass<false>(tensors_, source));
+      PRUNEOPS_RETURN_IF_ERROR(visit_source(metric_, [&](const auto& source) {
+        return work_.collects ? pass<true>(tensors_, source) : pass<false>(tensors_, source);
+      }));
     }
     return rounds();
   }
@@ -61,8 +62,8 @@ class Selecting {
       PRUNEOPS_RETURN_IF_ERROR(launch_resident(write_mask_kernel<T>, table.tiles(), kWriteBlocks<T>, stream_,
                                                table, metric_, work_, prune_ties));
       if (!work_.collects) return cudaSuccess;
-      return launch_resident(patch_mask_kernel<K>, ceil_div(table.tiles(), kWarps), kPatchBlocks, stream_,
-                             table, work_, prune_ties);
+      return launch_resident(patch_mask_kernel<K>, ceil_div(table.tiles(), kWarps * kRunTiles), kPatchBlocks,
+                             stream_, table, work_, prune_ties);
     });
   }
 

@@ -5,7 +5,7 @@
 #pragma once
 
 #include "digits.cuh"
-#include "plan.cuh"
+#include "runs.cuh"
 #include "source.cuh"
 #include "tile.cuh"
 
@@ -129,17 +129,6 @@ __device__ __forceinline__ Ties place_of_ties(const SelectWork<K>& work, K thres
   return threshold == bracket.low ? Ties::low : threshold == bracket.high ? Ties::high : Ties::threshold;
 }
 
-// f(tensor, tile of that tensor, tile of all tables) for the tiles of this warp.
-template <class F>
-__device__ __forceinline__ void for_each_warp_tile(const Table<SelectTensor>& table, const F& f) {
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps;
-  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; tile < table.tiles();
-       tile += step) {
-    const int64_t index = table.tensor_of(tile);
-    f(table.tensors[index], tile - table.first_tile[index], table.base_tile + tile);
-  }
-}
-
 // Decides the threshold, and counts its ties in each part where some are kept and some are not.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
@@ -165,12 +154,8 @@ __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
       add(static_cast<unsigned>(equal), number);
     });
   } else {
-    for_each_warp_tile(table, [&](const SelectTensor&, int64_t, int64_t number) {
-      const TileRun run = work.runs[number];
-      unsigned equal = 0;
-      for (unsigned i = threadIdx.x % kWarp; i < run.count; i += kWarp)
-        equal += work.few[run.begin + i] == threshold;
-      add(equal, number);
+    for_each_run(table, work, [&](const CollectedRun<K>& run, int64_t number) {
+      add(run.count_equal(threshold), number);
     });
   }
 }
@@ -221,7 +206,8 @@ struct Finish {
   K threshold;
   bool writes_kept;     // whether tiles before the cut are written, from their keys,
   bool writes_dropped;  // and those behind it
-  bool patches;         // what the pass left undecided in other tiles is kept where it is above
+  bool patches;         // what the pass left undecided in other tiles is kept where it is above,
+  bool patches_cut;     // and in the tiles of the cut, as all ties are among that
 
   __device__ Finish(const SelectWork<K>& work, const Search<K>& search, const Cut& found)
       : cut(found),
@@ -230,60 +216,27 @@ struct Finish {
         threshold(search.key()),
         writes_kept(true),
         writes_dropped(true),
-        patches(false) {
+        patches(false),
+        patches_cut(false) {
     if (work.sample_size == 0 || !work.has_collected() || work.missed()) return;
     const bool at_high = threshold == work.state->bracket.high;
-    writes_kept = !at_high && threshold == work.state->bracket.low;
+    const bool at_low = !at_high && threshold == work.state->bracket.low;
+    writes_kept = at_low;
     writes_dropped = at_high;
     patches = !at_high;
+    patches_cut = !at_high && !at_low;
   }
   __device__ bool keeps_ties(int64_t number) const { return number < cut_begin; }
   __device__ bool is_cut(int64_t number) const { return number >= cut_begin && number < cut_end; }
   __device__ bool writes(int64_t number) const { return keeps_ties(number) ? writes_kept : writes_dropped; }
 };
 
-// Blocks of patch_mask_kernel that fit a multiprocessor.
-constexpr int kPatchBlocks = 6;
-
-// Bits of a tile's packed mask, of which no two threads write one byte.
-using TileBits = unsigned[kTile / 32];
-
-// Keeps those keys that a pass collected of a tile for which keep(key) holds. Every lane of the warp calls
-// it.
-template <class K, class F>
-__device__ __forceinline__ void patch_tile(const SelectTensor& t, int64_t begin, const SelectWork<K>& work,
-                                           const TileRun& run, TileBits& bits, const F& keep) {
-  const unsigned lane = threadIdx.x % kWarp;
-  if (t.packed) {
-    for (unsigned w = lane; w < kTile / 32; w += kWarp) bits[w] = 0;
-    __syncwarp();
-  }
-  for (unsigned i = lane; i < run.count; i += kWarp) {
-    if (!keep(work.few[run.begin + i])) continue;
-    const unsigned place = work.places[run.begin + i];
-    if (t.packed) {
-      atomicOr(&bits[place / 32], 1u << (place % 32));
-    } else {
-      t.mask[begin + place] = 1;
-    }
-  }
-  if (!t.packed) return;
-  __syncwarp();
-  for (unsigned w = lane; w < kTile / 32; w += kWarp) {
-    for (int b = 0; b < 4; ++b) {
-      const unsigned byte = (bits[w] >> (b * 8)) & 0xff;
-      if (byte != 0) t.mask[begin / 8 + w * 4 + b] |= static_cast<uint8_t>(byte);
-    }
-  }
-  __syncwarp();
-}
-
 // Keeps the scores that are above the threshold, or also those that tie with it.
 template <class T>
 __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric, int64_t begin, int64_t end,
                                            Key<T> threshold, bool keep_ties) {
   const ScoreBound<T> least(keep_ties ? threshold : static_cast<Key<T>>(threshold + 1));
-  for_each_batch<T>(t, metric, begin, end, [&](const auto& batch, const auto& scores_of) {
+  const auto write = [&](const auto& batch, const auto& scores_of) {
     const MaskTarget target(t, batch);
 #pragma unroll
     for (int v = 0; v < batch.kSize; ++v) {
@@ -292,7 +245,8 @@ __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric,
       target.store(
           v, mask_where([&](int i) { return scores[i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0));
     }
-  });
+  };
+  visit_source(metric, [&](const auto& source) { source.template pass_over<T>(t, begin, end, write); });
 }
 
 template <class T>
@@ -334,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, kWriteBlocks<T>)
   __shared__ Writing<T> shared;
   const Search<K> search = work.state->searches[Search<K>::kRounds];
   const Finish<K> finish(work, search, find_cut(work, search, prune_ties, shared.cut));
-  if (blockIdx.x == 0) write_cut<T>(table, metric, finish, shared.partial);
+  if (blockIdx.x == 0 && !finish.patches_cut) write_cut<T>(table, metric, finish, shared.partial);
   if (!finish.writes_kept && !finish.writes_dropped) return;
   for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
     if (finish.is_cut(number) || !finish.writes(number)) return;
@@ -342,7 +296,53 @@ __global__ void __launch_bounds__(kThreads, kWriteBlocks<T>)
   });
 }
 
-// What a pass has left undecided in tiles that are not written. Few registers let many warps wait for memory.
+// f(tensor, first entry) for a tile of a table.
+template <class F>
+__device__ __forceinline__ void visit_tile(const Table<SelectTensor>& table, int64_t number, const F& f) {
+  const int64_t tile = number - table.base_tile, index = table.tensor_of(tile);
+  f(table.tensors[index], (tile - table.first_tile[index]) * kTile);
+}
+
+// Keeps of a tile's run what is above the threshold, and the first `ties` of those that tie with it.
+template <class K>
+__device__ __forceinline__ void patch_first(const Table<SelectTensor>& table, int64_t number,
+                                            const CollectedRun<K>& run, K threshold, int64_t ties,
+                                            TileBits& bits) {
+  const int64_t own = __reduce_add_sync(kAllLanes, run.count_equal(threshold));
+  unsigned tie_end = ties > 0 ? kTile : 0;
+  if (ties > 0 && ties < own) {
+    mark(run, bits, [&](K key, unsigned) { return key == threshold; });
+    tie_end = end_of_first(bits, static_cast<int>(ties));
+  }
+  visit_tile(table, number, [&](const SelectTensor& t, int64_t first) {
+    patch_tile(t, first, run, bits, [&](K key, unsigned place) {
+      return key > threshold || (key == threshold && place < tie_end);
+    });
+  });
+}
+
+// The tiles of the cut, a warp to each: it counts the ties before its own.
+template <class K>
+__device__ __forceinline__ void patch_cut(const Table<SelectTensor>& table, const SelectWork<K>& work,
+                                          const Finish<K>& finish, TileBits& bits) {
+  const int64_t end = min64(finish.cut_end, table.base_tile + table.tiles());
+  const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+  if (finish.cut_begin < table.base_tile) return;  // in a table before this one
+  for (int64_t number = finish.cut_begin + warp; number < end; number += int64_t(gridDim.x) * kWarps) {
+    unsigned before = 0;
+    for_each_run(work, finish.cut_begin, number,
+                 [&](const auto& run, int64_t) { before += run.count_equal(finish.threshold); });
+    const int64_t left = finish.cut.ties - __reduce_add_sync(kAllLanes, before);
+    for_each_run(work, number, number + 1, [&](const auto& run, int64_t) {
+      patch_first(table, number, run, finish.threshold, left, bits);
+    });
+  }
+}
+
+// Blocks of patch_mask_kernel that fit a multiprocessor: few registers let many warps wait for memory.
+constexpr int kPatchBlocks = 4;
+
+// What a pass has left undecided in tiles that are not written.
 template <class K>
 __global__ void __launch_bounds__(kThreads, kPatchBlocks)
     patch_mask_kernel(const __grid_constant__ Table<SelectTensor> table, const SelectWork<K> work,
@@ -352,14 +352,15 @@ __global__ void __launch_bounds__(kThreads, kPatchBlocks)
   const Search<K> search = work.state->searches[Search<K>::kRounds];
   const Finish<K> finish(work, search, find_cut(work, search, prune_ties, finding));
   if (!finish.patches) return;
-  for_each_warp_tile(table, [&](const SelectTensor& t, int64_t tile, int64_t number) {
+  TileBits& own = bits[threadIdx.x / kWarp];
+  for_each_run(table, work, [&](const CollectedRun<K>& run, int64_t number) {
     if (finish.is_cut(number) || finish.writes(number)) return;
-    const TileRun run = work.runs[number];
-    if (run.count == 0) return;
-    const bool keep_ties = finish.keeps_ties(number);
-    patch_tile(t, tile * kTile, work, run, bits[threadIdx.x / kWarp],
-               [&](K key) { return keep_ties ? key >= finish.threshold : key > finish.threshold; });
+    const K least = finish.threshold + (finish.keeps_ties(number) ? 0 : 1);
+    visit_tile(table, number, [&](const SelectTensor& t, int64_t first) {
+      patch_tile(t, first, run, own, [&](K key, unsigned) { return key >= least; });
+    });
   });
+  if (finish.patches_cut) patch_cut(table, work, finish, own);
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -33,8 +33,8 @@ __device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const
   if constexpr (kHasFastWays<T>) {
     if (end - begin == kTile) {
 #pragma unroll 1
-      for (int64_t at = begin; at < end; at += kEntries) {
-        const Batch<true> batch{at, at + kEntries};
+      for (int at = 0; at < kTile; at += kEntries) {
+        const Batch<true> batch{begin + at, begin + at + kEntries};
         take(batch, scores);
         f(batch, scores_of);
       }
@@ -49,33 +49,46 @@ __device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const
   }
 }
 
-// The same for the scores of a selection. Those stored in whole tiles are converted vector by vector, as they
-// are used.
-template <class T, class F>
-__device__ __forceinline__ void for_each_batch(const SelectTensor& t, Metric metric, int64_t begin,
-                                               int64_t end, const F& f) {
-  const bool fast = kHasFastWays<T> && metric == Metric::stored && end - begin == kTile;
-  if (!fast || !is_aligned(t.weight, 16)) {
-    const auto take = [&](const auto& batch, auto& scores) { load_scores(t, metric, batch, scores); };
-    return for_each_batch<T>(begin, end, take, f);
-  }
-  if constexpr (kHasFastWays<T>) {
-    visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
-      using E = decltype(element);
-      using Stored = Vectors<kStoredBatch<E>, true>;
-#pragma unroll 1
-      for (int64_t at = begin; at < end; at += Stored::kEntries) {
-        const Stored batch{at, at + Stored::kEntries};
-        RawVector<E> raw[Stored::kSize];
-#pragma unroll
-        for (int v = 0; v < Stored::kSize; ++v) raw[v].load(t.weight, batch.at(v));
-        f(batch, [&](int v, T(&out)[kVector]) { raw[v].convert(out); });
-      }
-    });
-  }
-}
+// As they are stored. Those of whole tiles are converted vector by vector, as they are used.
+struct StoredScores {
+  using Tensor = SelectTensor;
 
-// From what a metric reads,
+  template <class T>
+  __device__ __forceinline__ T peek(const Tensor& t, int64_t at) const {
+    return load_score<T>(t, Metric::stored, at);
+  }
+  // f(batch, scores_of) for the batches of a tile,
+  template <class T, class F>
+  __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
+    if (!kHasFastWays<T> || end - begin != kTile || !is_aligned(t.weight, 16)) {
+      const auto take = [&](const auto& batch, auto& scores) {
+        load_scores(t, Metric::stored, batch, scores);
+      };
+      return for_each_batch<T>(begin, end, take, f);
+    }
+    if constexpr (kHasFastWays<T>) {
+      visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
+        using E = decltype(element);
+        using Stored = Vectors<kStoredBatch<E>, true>;
+#pragma unroll 1
+        for (int at = 0; at < kTile; at += Stored::kEntries) {
+          const Stored batch{begin + at, begin + at + Stored::kEntries};
+          RawVector<E> raw[Stored::kSize];
+#pragma unroll
+          for (int v = 0; v < Stored::kSize; ++v) raw[v].load(t.weight, batch.at(v));
+          f(batch, [&](int v, T(&out)[kVector]) { raw[v].convert(out); });
+        }
+      });
+    }
+  }
+  // and once more.
+  template <class T, class F>
+  __device__ __forceinline__ void pass_again(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
+    pass_over<T>(t, begin, end, f);
+  }
+};
+
+// By a metric, from what it reads,
 struct MetricScores {
   using Tensor = SelectTensor;
   Metric metric;
@@ -84,12 +97,11 @@ struct MetricScores {
   __device__ __forceinline__ T peek(const Tensor& t, int64_t at) const {
     return load_score<T>(t, metric, at);
   }
-  // f(batch, scores_of) for the batches of a tile,
   template <class T, class F>
   __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
-    for_each_batch<T>(t, metric, begin, end, f);
+    const auto take = [&](const auto& batch, auto& scores) { load_scores(t, metric, batch, scores); };
+    for_each_batch<T>(begin, end, take, f);
   }
-  // and once more.
   template <class T, class F>
   __device__ __forceinline__ void pass_again(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
     pass_over<T>(t, begin, end, f);
@@ -125,5 +137,11 @@ struct UpdatedScores {
     for_each_batch<T>(begin, end, take, f);
   }
 };
+
+// Calls f with the source of the scores that a metric makes.
+template <class F>
+PRUNEOPS_HD auto visit_source(Metric metric, const F& f) {
+  return metric == Metric::stored ? f(StoredScores{}) : f(MetricScores{metric});
+}
 
 }  // namespace pruneops::cuda

@@ -140,14 +140,11 @@ struct StreamFinish {
   __device__ __forceinline__ void read_old() {
     if (!writes || !rule.reads_score() || task.totals != nullptr) return;
     visit_scores([&](auto count) {
-      const BlockTensor& t = task.tensor;
-      visit_dtype_of<float>(t.score_dtype, [&](auto element) {
-        using E = decltype(element);
-        constexpr int kCount = decltype(count)::value;
-        const auto v = load_words<kCount>(static_cast<const typename E::type*>(t.score) + place, kCount);
+      constexpr int kCount = decltype(count)::value;
+      float scores[kCount];
+      load_few(task.tensor.score, task.tensor.score_dtype, place, kCount, scores);
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) old[i] = E::template load<float>(v.words[i]);
-      });
+      for (int i = 0; i < kCount; ++i) old[i] = scores[i];
     });
   }
   __device__ __forceinline__ void operator()() {

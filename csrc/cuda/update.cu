@@ -1,6 +1,7 @@
 #include "update.cuh"
 
 #include "kernels.h"
+#include "line.cuh"
 #include "stream.cuh"
 
 namespace pruneops::cuda {
@@ -58,10 +59,19 @@ cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const
       return launch(combine, ceil_div(blocks, kWarps), stream, table, rule);
     });
   };
+  PRUNEOPS_RETURN_IF_ERROR(for_each_width([&](auto width, const auto& chosen) {
+    return for_each_table(
+        Tasks<LineTask>{tensors}, count, flat_tiles<LineTask>,
+        [&](const LineTask& task) { return chosen(task.tensor) && is_line(task.tensor); },
+        [&](const auto& table) {
+          return launch(update_line_scores_kernel<decltype(width)>, table.tiles(), stream, table, rule);
+        });
+  }));
   const auto stream_those_of = [&](auto element, Dtype dtype) {
     return update(stream_block_scores_kernel<decltype(element)>, combine_parts_kernel<float, StreamTask>,
-                  Tasks<StreamTask>{tensors}, stream_tiles,
-                  [&](const StreamTask& task) { return can_stream(task.tensor, rule, dtype); });
+                  Tasks<StreamTask>{tensors}, stream_tiles, [&](const StreamTask& task) {
+                    return !is_line(task.tensor) && can_stream(task.tensor, rule, dtype);
+                  });
   };
   PRUNEOPS_RETURN_IF_ERROR(stream_those_of(Element<Dtype::f32>{}, Dtype::f32));
   PRUNEOPS_RETURN_IF_ERROR(stream_those_of(Element<Dtype::bf16>{}, Dtype::bf16));
@@ -70,7 +80,8 @@ cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const
     using T = decltype(width);
     return update(update_block_scores_kernel<T>, combine_parts_kernel<T, BlockTask>,
                   Tasks<BlockTask>{tensors}, block_tiles, [&](const BlockTask& task) {
-                    return chosen(task.tensor) && !can_stream(task.tensor, rule, Dtype::f32) &&
+                    return chosen(task.tensor) && !is_line(task.tensor) &&
+                           !can_stream(task.tensor, rule, Dtype::f32) &&
                            !can_stream(task.tensor, rule, Dtype::bf16) &&
                            !can_stream(task.tensor, rule, Dtype::f16);
                   });

@@ -92,7 +92,19 @@ __device__ __forceinline__ uint8_t pack_byte(const Vector<bool>& keep, int n) {
   return static_cast<uint8_t>(byte);
 }
 
-// Entries [at, at + n) of `data`, from T.
+// Entries [at, at + n) of `data` as T,
+template <class T, int kCount>
+__device__ __forceinline__ void load_few(const void* data, Dtype dtype, int64_t at, int n,
+                                         T (&values)[kCount]) {
+  visit_dtype_of<T>(dtype, [&](auto element) {
+    using E = decltype(element);
+    const auto v = load_words<kCount>(static_cast<const typename E::type*>(data) + at, n);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = E::template load<T>(v.words[i]);
+  });
+}
+
+// and from T.
 template <class T, int kCount>
 __device__ __forceinline__ void store_entries(void* data, Dtype dtype, int64_t at, int n,
                                               const T (&values)[kCount]) {
