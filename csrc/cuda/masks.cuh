@@ -1,8 +1,7 @@
 // Applying, expanding and packing masks.
 #pragma once
 
-#include "table.cuh"
-#include "words.cuh"
+#include "scores.cuh"
 
 namespace pruneops::cuda {
 
@@ -47,9 +46,74 @@ __device__ __forceinline__ Vector<bool> unpack_byte(uint8_t byte) {
   return keep;
 }
 
+// kVector words as they lie in memory, four bytes to a register.
+template <class Word>
+struct WordVector {
+  static constexpr int kBytes = static_cast<int>(sizeof(Word));
+  Vector<uint32_t, kVector * kBytes / 4> raw;
+
+  // A bit for each that stays: those of the words whose byte of the mask is not 0.
+  static __device__ __forceinline__ uint32_t kept_bits(const MaskWords& mask, int w) {
+    constexpr int kOf = kBytes < 4 ? kBytes : 4;
+    constexpr uint32_t kAll = ~uint32_t(0) >> (32 - 8 * kOf);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int b = 0; b < 4; b += kOf) bits |= mask.byte((4 * w + b) / kBytes) != 0 ? kAll << (8 * b) : 0;
+    return bits;
+  }
+  __device__ __forceinline__ void zero_pruned(const MaskWords& mask) {
+#pragma unroll
+    for (int w = 0; w < kVector * kBytes / 4; ++w) raw.words[w] &= kept_bits(mask, w);
+  }
+};
+
+// A whole tile, with as many vectors of a thread under way as fill 64 bytes.
+template <class Word>
+__device__ __forceinline__ void zero_tile(void* data, const uint8_t* mask, int64_t begin) {
+  constexpr int kBytes = WordVector<Word>::kBytes;
+  constexpr int kAtOnce = kBytes < 8 ? (kBytes < 4 ? 4 : 2) : 1;
+  using Some = Vectors<kAtOnce, true>;
+  auto* words = static_cast<uint32_t*>(data);
+#pragma unroll 1
+  for (int at = 0; at < kTile; at += Some::kEntries) {
+    const Some vectors{begin + at, begin + at + Some::kEntries};
+    WordVector<Word> v[kAtOnce];
+    MaskWords keep[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      keep[u] = MaskWords::load(mask + vectors.at(u));
+      v[u].raw.load(words + vectors.at(u) * kBytes / 4);
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      v[u].zero_pruned(keep[u]);
+      v[u].raw.store(words + vectors.at(u) * kBytes / 4);
+    }
+  }
+}
+
+__device__ __forceinline__ bool zero_whole_tile(const MaskTensor& t, int64_t begin, int64_t end) {
+  if (end - begin != kTile || t.packed || !is_aligned(t.mask, kVector) || !is_aligned(t.data, 16))
+    return false;
+  switch (t.element_size) {
+    case 1:
+      zero_tile<uint8_t>(t.data, t.mask, begin);
+      return true;
+    case 2:
+      zero_tile<uint16_t>(t.data, t.mask, begin);
+      return true;
+    case 4:
+      zero_tile<uint32_t>(t.data, t.mask, begin);
+      return true;
+    default:
+      return false;
+  }
+}
+
 __global__ void __launch_bounds__(kThreads)
     apply_masks_kernel(const __grid_constant__ Table<MaskTensor> table) {
   for_each_flat_tile(table, [&](const MaskTensor& t, int64_t begin, int64_t end, int64_t) {
+    if (zero_whole_tile(t, begin, end)) return;
     for_each_vector(begin, end, [&](int64_t at, int n) {
       const auto keep = t.packed ? unpack_byte(t.mask[at / kVector]) : load_mask(t.mask + at, n);
       zero_pruned(t.data, t.element_size, at, n, keep);

@@ -112,11 +112,15 @@ class NearQueue {
 // What is found inside the bracket in a tile, before it has its place in memory.
 template <class K>
 struct Stage {
-  static constexpr unsigned kCapacity = 1024;
+  static constexpr unsigned kCapacity = 512;
   K keys[kCapacity];
   uint16_t places[kCapacity];
-  unsigned count;  // of what was found, which may be more
+  unsigned count;          // of what was found, which may be more
+  unsigned again;          // of what is found again then
+  int64_t number;          // of the tile
+  unsigned long long run;  // where the keys go
 
+  __device__ __forceinline__ void clear() { count = again = 0; }
   __device__ __forceinline__ void add(K key, unsigned place) {
     const unsigned next = atomicInc(&count, ~0u);
     if (next >= kCapacity) return;
@@ -125,61 +129,143 @@ struct Stage {
   }
 };
 
-// One stage is filled while the other is copied.
-template <class K>
-struct Collecting {
-  Stage<K> stages[2];
-  unsigned long long begin;  // of the run of a tile
-  unsigned again;            // keys found when a tile is passed over once more
+// Writes what is found in the tiles of a block. While a tile fills its stage, the one before it waits for its
+// place in memory, so that a tile costs one barrier, behind which
+//   the stage of this tile is complete, and its place is asked for,
+//   that of the tile before has its place, and is written,
+//   and that of the second tile before has been written, and is cleared for the second tile after.
+// Every thread of the block calls these.
+template <class T, class Source>
+class Runs {
+ public:
+  using K = Key<T>;
+  using Tensor = typename Source::Tensor;
+  static constexpr unsigned kStages = 4;
+  struct Shared {
+    Stage<K> stages[kStages];
+  };
+
+  __device__ __forceinline__ Runs(Shared& shared, const SelectWork<K>& work, const Bracket<K>&)
+      : shared_(shared), work_(work) {
+    if (threadIdx.x == 0) {
+      for (Stage<K>& stage : shared.stages) stage.clear();
+    }
+  }
+  // A key inside the bracket, and where it lies in the present tile.
+  __device__ __forceinline__ void add(K key, unsigned place) { at(0).add(key, place); }
+  __device__ __forceinline__ void end_tile(const Table<Tensor>& table, int64_t number, const Source& source,
+                                           const Sieve<T>& sieve) {
+    meet();
+    if (threadIdx.x == 0) {
+      Stage<K>& own = at(0);
+      own.number = number;
+      const unsigned long long count = own.count;
+      place_ = count > 0 ? atomicAdd(&work_.state->between, count) : 0;
+      at(2).clear();
+    }
+    write(at(kStages - 1), table, source, sieve);
+    ++turn_;
+  }
+  __device__ __forceinline__ void end(const Table<Tensor>& table, const Source& source,
+                                      const Sieve<T>& sieve) {
+    if (turn_ == 0) return;
+    meet();
+    write(at(kStages - 1), table, source, sieve);
+  }
+
+ private:
+  Shared& shared_;
+  const SelectWork<K>& work_;
+  unsigned turn_ = 0;
+  unsigned long long place_;  // of the run before, in the first thread
+
+  // That of so many tiles later, or of kStages fewer.
+  __device__ __forceinline__ Stage<K>& at(unsigned later) const {
+    return shared_.stages[(turn_ + later) % kStages];
+  }
+  __device__ __forceinline__ void meet() {
+    if (threadIdx.x == 0 && turn_ > 0) {
+      Stage<K>& before = at(kStages - 1);
+      before.run = place_;
+      work_.runs[before.number] = {static_cast<unsigned>(place_), before.count};
+    }
+    __syncthreads();
+  }
+  // A stage that did not hold all is written from its tile.
+  __device__ __forceinline__ void write(Stage<K>& stage, const Table<Tensor>& table, const Source& source,
+                                        const Sieve<T>& sieve) const {
+    const unsigned count = stage.count;
+    if (count == 0) return;
+    const auto first = static_cast<int64_t>(stage.run);
+    if (first + count > work_.capacity) return;
+    if (count <= stage.kCapacity) {
+      for (unsigned i = threadIdx.x; i < count; i += kThreads) {
+        work_.few[first + i] = stage.keys[i];
+        work_.places[first + i] = stage.places[i];
+      }
+      return;
+    }
+    visit_flat_tile(table, stage.number, [&](const Tensor& t, int64_t begin, int64_t end) {
+      const auto collect = [&](const auto& batch, const auto& scores_of) {
+#pragma unroll
+        for (int v = 0; v < batch.kSize; ++v) {
+          T scores[kVector];
+          scores_of(v, scores);
+#pragma unroll
+          for (int i = 0; i < kVector; ++i) {
+            if (i >= batch.size(v)) continue;
+            sieve.look(scores[i], [&](K key) {
+              const int64_t next = first + atomicInc(&stage.again, ~0u);
+              work_.few[next] = key;
+              work_.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
+            });
+          }
+        }
+      };
+      source.template pass_again<T>(t, begin, end, collect);
+    });
+  }
 };
 
-// The run of a tile, from its stage; where that did not hold it, from the tile again. Every thread of the
-// block calls it.
-template <class T, class Source>
-__device__ __forceinline__ void write_run(const typename Source::Tensor& t, const Source& source,
-                                          int64_t begin, int64_t end, const Sieve<T>& sieve,
-                                          const SelectWork<Key<T>>& work, int64_t number, const int turn,
-                                          Collecting<Key<T>>& shared) {
-  using K = Key<T>;
-  const Stage<K>& stage = shared.stages[turn];
-  __syncthreads();
-  const unsigned count = stage.count;
-  if (threadIdx.x == 0) {
-    const unsigned long long first =
-        count > 0 ? atomicAdd(&work.state->between, static_cast<unsigned long long>(count)) : 0;
-    work.runs[number] = {static_cast<unsigned>(first), count};
-    shared.begin = first;
-    shared.again = 0;
-    shared.stages[1 - turn].count = 0;
-  }
-  __syncthreads();
-  const auto first = static_cast<int64_t>(shared.begin);
-  if (first + count > work.capacity) return;
-  if (count <= stage.kCapacity) {
-    for (unsigned i = threadIdx.x; i < count; i += kThreads) {
-      work.few[first + i] = stage.keys[i];
-      work.places[first + i] = stage.places[i];
-    }
-    return;
-  }
-  const auto collect = [&](const auto& batch, const auto& scores_of) {
-#pragma unroll
-    for (int v = 0; v < batch.kSize; ++v) {
-      T scores[kVector];
-      scores_of(v, scores);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        if (i >= batch.size(v)) continue;
-        sieve.look(scores[i], [&](K key) {
-          const int64_t next = first + atomicInc(&shared.again, ~0u);
-          work.few[next] = key;
-          work.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
-        });
-      }
-    }
-  };
-  source.template pass_again<T>(t, begin, end, collect);
+__device__ __forceinline__ void add_warp_total(unsigned own, unsigned long long& total) {
+  const unsigned sum = __reduce_add_sync(kAllLanes, own);
+  if (threadIdx.x % kWarp == 0 && sum > 0) atomicAdd(&total, static_cast<unsigned long long>(sum));
 }
+
+// Counts the first digits of what is inside the bracket instead.
+template <class T, class Source>
+class InsideCounts {
+ public:
+  using K = Key<T>;
+  using Tensor = typename Source::Tensor;
+  struct Shared {
+    unsigned counts[Search<K>::kBins];
+  };
+
+  __device__ __forceinline__ InsideCounts(Shared& shared, const SelectWork<K>& work, const Bracket<K>& ends)
+      : shared_(shared),
+        work_(work),
+        digits_(start_search(work.k, static_cast<K>(ends.low + 1), static_cast<K>(ends.high - 1), 0, 0)) {
+    clear_counts(shared.counts);
+  }
+  __device__ __forceinline__ void add(K key, unsigned) {
+    ++between_;
+    atomicAdd(&shared_.counts[digits_.digit(key, 0)], 1u);
+  }
+  __device__ __forceinline__ void end_tile(const Table<Tensor>&, int64_t, const Source&,
+                                           const Sieve<T>&) const {}
+  __device__ __forceinline__ void end(const Table<Tensor>&, const Source&, const Sieve<T>&) const {
+    __syncthreads();
+    add_warp_total(between_, work_.state->between);
+    add_counts(shared_.counts, work_.state->inside_counts);
+  }
+
+ private:
+  Shared& shared_;
+  const SelectWork<K>& work_;
+  const Search<K> digits_;
+  unsigned between_ = 0;
+};
 
 // Blocks of the pass that shall fit a multiprocessor.
 template <class T, class Source, bool kCollect>
@@ -202,48 +288,32 @@ __device__ __forceinline__ void add_ties(const SelectWork<K>& work, int64_t numb
   }
 }
 
-__device__ __forceinline__ void add_warp_total(unsigned own, unsigned long long& total) {
-  const unsigned sum = __reduce_add_sync(kAllLanes, own);
-  if (threadIdx.x % kWarp == 0 && sum > 0) atomicAdd(&total, static_cast<unsigned long long>(sum));
-}
-
 // Writes masks and collects what is inside the bracket; without kCollect, counts the first digits of that.
 template <class T, class Source, bool kCollect>
 __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
     pass_kernel(const __grid_constant__ Table<typename Source::Tensor> table, const Source source,
                 const SelectWork<Key<T>> work) {
   using K = Key<T>;
+  using Inside = std::conditional_t<kCollect, Runs<T, Source>, InsideCounts<T, Source>>;
   __shared__ Deciding<K> deciding;
   __shared__ Bracket<K> bracket;
   __shared__ unsigned long long ties_of_block[2];  // with the low end, and with the high one
   __shared__ NearVectors<T> near[kWarps];
-  __shared__ std::conditional_t<kCollect, Collecting<K>, unsigned[Search<K>::kBins]> found;
+  __shared__ typename Inside::Shared found;
   const Bracket<K> ends = find_bracket(work, deciding);
   if (is_first_thread()) work.state->bracket = ends;
   if (threadIdx.x == 0) {
     bracket = ends;
     ties_of_block[0] = ties_of_block[1] = 0;
-    if constexpr (kCollect) found.stages[0].count = 0;
   }
-  if constexpr (!kCollect) clear_counts(found);
+  Inside inside(found, work, ends);
   __syncthreads();
   const Sieve<T> sieve(bracket);
-  const auto digits = start_search(work.k, static_cast<K>(ends.low + 1), static_cast<K>(ends.high - 1), 0, 0);
-  unsigned kept = 0, between = 0;
-  int turn = 0;
+  unsigned kept = 0;
   for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
     unsigned ties = 0;
-    const auto inside = [&](K key, unsigned place) {
-      if constexpr (kCollect) {
-        found.stages[turn].add(key, place);
-      } else {
-        ++between;
-        atomicAdd(&found[digits.digit(key, 0)], 1u);
-      }
-    };
     const auto part = [&](const auto& batch, const auto& scores_of) {
-      const bool writes = kCollect && t.mask != nullptr;
-      const MaskTarget target(t, batch);
+      MaskWords masks[batch.kSize];
       const auto first = static_cast<unsigned>(batch.begin - begin);
       NearQueue<T> queue(near[threadIdx.x / kWarp]);
 #pragma unroll
@@ -251,9 +321,7 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
         const int n = batch.size(v);
         T scores[kVector];
         scores_of(v, scores);
-        const MaskWords mask = sieve.keep(scores);
-        kept += mask.count(n);
-        if (writes) target.store(v, mask);
+        masks[v] = sieve.keep(scores);
         if (sieve.is_one) {
           ties += kLowTie * sieve.ties(scores).count(n);
           continue;
@@ -261,27 +329,23 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
         queue.take(n > 0 && !sieve.is_far(scores), scores, first + batch.offset(v));
         if (v + 1 < batch.kSize && !queue.is_full()) continue;
         queue.look([&](T score, unsigned place) {
-          if (batch.kAreWhole || begin + place < end)
-            ties += sieve.look(score, [&](K key) { inside(key, place); });
+          if (!batch.kAreWhole && begin + place >= end) return;
+          ties += sieve.look(score, [&](K key) { inside.add(key, place); });
         });
       }
+      kept += count_kept(batch, masks);
+      if (kCollect && t.mask != nullptr) MaskTarget(t, batch).store(masks);
     };
     source.template pass_over<T>(t, begin, end, part);
     add_ties(work, number, ties, ties_of_block);
-    if constexpr (kCollect) {
-      write_run<T>(t, source, begin, end, sieve, work, number, turn, found);
-      turn = 1 - turn;
-    }
+    inside.end_tile(table, number, source, sieve);
   });
+  inside.end(table, source, sieve);
   add_warp_total(kept, work.state->kept);
   __syncthreads();
   if (threadIdx.x == 0) {
     atomicAdd(&work.state->at_low, ties_of_block[0]);
     atomicAdd(&work.state->at_high, ties_of_block[1]);
-  }
-  if constexpr (!kCollect) {
-    add_warp_total(between, work.state->between);
-    add_counts(found, work.state->inside_counts);
   }
 }
 

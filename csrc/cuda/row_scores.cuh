@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../math/row_search.h"
-#include "words.cuh"
+#include "pairs.cuh"
 
 namespace pruneops::cuda {
 
@@ -62,6 +62,8 @@ struct HeldPlaces {
 // threshold.
 template <class T, class Threads, int kCount>
 struct HeldScores {
+  using Type = T;
+  static constexpr int kBlocks = 1;  // of a multiprocessor, at least
   static constexpr int kVectors = kCount;
   static constexpr int kPerThread = kCount * kVector;
 
@@ -84,6 +86,37 @@ struct HeldScores {
   }
   // Places behind the last score.
   __device__ __forceinline__ int padding() const { return kPerThread * Threads::all() - places.size; }
+
+  // Of this thread's. Additions of floats take no turns of the units that compare, and its counts are small.
+  __device__ __forceinline__ int count_below(T threshold) const {
+    float below = 0;
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if (!(scores[v][i] >= threshold)) below += 1.0f;
+      }
+    }
+    return static_cast<int>(below);
+  }
+  // f(score) for each.
+  template <class F>
+  __device__ __forceinline__ void for_each(const F& f) const {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) f(scores[v][i]);
+    }
+  }
+  // The mask of a vector. The addition is one instruction, with the comparison as its condition.
+  __device__ __forceinline__ MaskWords keep_from(int v, T from) const {
+    MaskWords mask = {};
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (scores[v][i] >= from) mask.words[i / MaskWords::kBytes] += MaskWords::one(i);
+    }
+    return mask;
+  }
 
  private:
   // What is loaded in so many ways stands in a loop, once: vectors enter behind those before them.
@@ -144,11 +177,69 @@ struct HeldScores {
   }
 };
 
+// The same of bfloat16 scores in whole vectors, stored or their magnitudes, two to a register as they lie in
+// memory (pairs.cuh): half the registers let twice as many rows onto a multiprocessor.
+template <class Threads, int kCount>
+struct HeldPairs {
+  using Type = float;
+  static constexpr int kBlocks = 2;
+  static constexpr int kVectors = kCount;
+  static constexpr int kPairs = kVector / 2;
+
+  uint32_t pairs[kCount][kPairs];
+  HeldPlaces<Threads> places;
+
+  static bool can_hold(const SelectTensor& t, Metric metric, int64_t row) {
+    return t.weight_dtype == Dtype::bf16 && (metric == Metric::stored || metric == Metric::magnitude) &&
+           row % kVector == 0 && reinterpret_cast<uintptr_t>(t.weight) % 16 == 0;
+  }
+  __device__ __forceinline__ HeldPairs(const SelectTensor& t, Metric metric, int64_t begin, int size)
+      : places{begin, size} {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+      RawVector<Element<Dtype::bf16>> raw;
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) raw.words[p] = kPairOfNan;
+      if (places.left(v) > 0) raw.load(t.weight, places.at(v));
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) pairs[v][p] = raw.words[p];
+    }
+    if (metric == Metric::magnitude) take_magnitudes();
+  }
+  __device__ __forceinline__ int padding() const { return kCount * kVector * Threads::all() - places.size; }
+  __device__ __forceinline__ int count_below(float threshold) const {
+    return kCount * kVector - count_from(pairs, pair_from(threshold));
+  }
+  template <class F>
+  __device__ __forceinline__ void for_each(const F& f) const {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) {
+        f(first_of(pairs[v][p]));
+        f(second_of(pairs[v][p]));
+      }
+    }
+  }
+  __device__ __forceinline__ MaskWords keep_from(int v, float from) const {
+    return mask_from(pairs[v], pair_from(from));
+  }
+
+ private:
+  __device__ __forceinline__ void take_magnitudes() {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p) pairs[v][p] &= kPairMagnitude;
+    }
+  }
+};
+
 // A row that its threads hold,
-template <class T, class Threads, int kCount>
+template <class Held>
 struct HeldRow {
-  using Type = T;
-  HeldScores<T, Threads, kCount> held;
+  using Type = typename Held::Type;
+  Held held;
 
   template <class F>
   __device__ __forceinline__ void for_each_part(const F& f) const {

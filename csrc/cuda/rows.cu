@@ -52,7 +52,11 @@ cudaError_t select_rows(const SelectTensor& t, Metric metric, int row, int k, cu
   if (row <= 4 * kLanes) return launch(warp_rows_kernel<T, 4>, warp_blocks, stream, t, metric, row, k);
   const int64_t warps = ceil_div(row, kRowVectors<T> * kLanes);
   if (warps <= kRowWarps) {
-    return launch_threads(block_rows_kernel<T>, rows, warps * kWarp, stream, t, metric, row, k);
+    using Scores = HeldScores<T, BlockThreads, kRowVectors<T>>;
+    using Pairs = HeldPairs<BlockThreads, kRowVectors<float>>;
+    const auto kernel =
+        Pairs::can_hold(t, metric, row) ? block_rows_kernel<Pairs> : block_rows_kernel<Scores>;
+    return launch_threads(kernel, rows, warps * kWarp, stream, t, metric, row, k);
   }
   return launch(memory_rows_kernel<T>, rows, stream, t, metric, row, k);
 }

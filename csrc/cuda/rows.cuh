@@ -32,35 +32,21 @@ __device__ __forceinline__ Key<T> sorted_sample(const SelectTensor& t, Metric me
   return key;
 }
 
-// Additions of floats take no turns of the units that compare; a thread's counts are small.
 template <class Row, class T>
 __device__ __forceinline__ int count_below(const Row& row, T threshold) {
-  float own = 0;
-  row.for_each_part([&](const auto& held) {
-#pragma unroll
-    for (int v = 0; v < held.kVectors; ++v) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        if (!(held.scores[v][i] >= threshold)) own += 1.0f;
-      }
-    }
-  });
-  return static_cast<int>(own);
+  int own = 0;
+  row.for_each_part([&](const auto& held) { own += held.count_below(threshold); });
+  return own;
 }
 
 // The lowest and the highest score of this thread from `low` on and below `high`; all are, of a NaN.
 template <class Row, class T>
 __device__ __forceinline__ void find_ends(const Row& row, T low, T high, T& lowest, T& highest) {
   row.for_each_part([&](const auto& held) {
-#pragma unroll
-    for (int v = 0; v < held.kVectors; ++v) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        const T x = held.scores[v][i];
-        if (!(x < low) && x < lowest) lowest = x;
-        if (!(x >= high) && x > highest) highest = x;
-      }
-    }
+    held.for_each([&](T x) {
+      if (!(x < low) && x < lowest) lowest = x;
+      if (!(x >= high) && x > highest) highest = x;
+    });
   });
 }
 
@@ -85,23 +71,12 @@ __device__ __forceinline__ auto search_row(const Row& row, int k, int size, Key<
 
 // ---- the mask
 
-// The addition is one instruction, with the comparison as its condition.
-template <class T>
-__device__ __forceinline__ MaskWords keep_from(const T (&scores)[kVector], T from) {
-  MaskWords mask = {};
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    if (scores[i] >= from) mask.words[i / MaskWords::kBytes] += MaskWords::one(i);
-  }
-  return mask;
-}
-
 template <class Held, class T>
 __device__ __forceinline__ void write_from(const SelectTensor& t, const Held& held, T from) {
   const auto places = held.places.anew();
 #pragma unroll
   for (int v = 0; v < held.kVectors; ++v) {
-    if (places.left(v) > 0) store_mask(t, places.at(v), places.left(v), keep_from(held.scores[v], from));
+    if (places.left(v) > 0) store_mask(t, places.at(v), places.left(v), held.keep_from(v, from));
   }
 }
 
@@ -129,7 +104,7 @@ __device__ __forceinline__ int write_cut(const SelectTensor& t, const Held& held
   int own[Held::kVectors] = {};
 #pragma unroll
   for (int v = 0; v < held.kVectors; ++v) {
-    const MaskWords above = keep_from(held.scores[v], from), up = keep_from(held.scores[v], at);
+    const MaskWords above = held.keep_from(v, from), up = held.keep_from(v, at);
 #pragma unroll
     for (int w = 0; w < MaskWords::kWords; ++w) {
       marks[v].words[w] = above.words[w] + 2 * (at != at ? MaskWords::kOnes : up.words[w]);
@@ -180,19 +155,20 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps * row;
   for (int64_t begin = (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp) * row;
        begin < t.numel; begin += step) {
-    const HeldRow<T, WarpThreads, kCount> held{{t, metric, begin, row}};
+    const HeldRow<HeldScores<T, WarpThreads, kCount>> held{{t, metric, begin, row}};
     select_row(t, metric, held, begin, row, k, group);
   }
 }
 
-template <class T>
-__global__ void __launch_bounds__(kRowWarps* kWarp)
+template <class Held>
+__global__ void __launch_bounds__(kRowWarps* kWarp, Held::kBlocks)
     block_rows_kernel(const SelectTensor t, const Metric metric, const int row, const int k) {
+  using T = typename Held::Type;
   __shared__ RowShared<T> shared;
   BlockGroup<T> group{shared};
   const int64_t step = static_cast<int64_t>(gridDim.x) * row;
   for (int64_t begin = static_cast<int64_t>(blockIdx.x) * row; begin < t.numel; begin += step) {
-    const HeldRow<T, BlockThreads, kRowVectors<T>> held{{t, metric, begin, row}};
+    const HeldRow<Held> held{{t, metric, begin, row}};
     select_row(t, metric, held, begin, row, k, group);
   }
 }

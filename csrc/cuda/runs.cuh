@@ -10,28 +10,42 @@ namespace pruneops::cuda {
 // Neighbouring tiles whose runs a warp has under way at a time.
 constexpr int kRunTiles = 4;
 
-// The run of a tile, whose first keys the lanes of a warp hold, one each.
+// The run of a tile, whose first keys the lanes of a warp hold.
 template <class K>
 struct CollectedRun {
+  static constexpr int kHeld = 2;  // keys of a lane
   const K* keys;
   const uint16_t* places;
   unsigned count;
-  K first_key;
-  unsigned first_place;
+  K held_keys[kHeld];
+  unsigned held_places[kHeld];
 
+  __device__ __forceinline__ void hold() {
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      if (at(h) >= count) continue;
+      held_keys[h] = keys[at(h)];
+      held_places[h] = places[at(h)];
+    }
+  }
   // f(key, place) for the keys that this lane has.
   template <class F>
   __device__ __forceinline__ void for_each(const F& f) const {
-    unsigned i = threadIdx.x % kWarp;
-    if (i < count) f(first_key, first_place);
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      if (at(h) < count) f(held_keys[h], held_places[h]);
+    }
 #pragma unroll 1
-    for (i += kWarp; i < count; i += kWarp) f(keys[i], unsigned(places[i]));
+    for (unsigned i = at(kHeld); i < count; i += kWarp) f(keys[i], unsigned(places[i]));
   }
   __device__ __forceinline__ unsigned count_equal(K threshold) const {
     unsigned equal = 0;
     for_each([&](K key, unsigned) { equal += key == threshold; });
     return equal;
   }
+
+ private:
+  static __device__ __forceinline__ unsigned at(int h) { return threadIdx.x % kWarp + h * kWarp; }
 };
 
 // f(run, number of the tile) for those of the tiles [first, last) of which anything was collected. Every lane
@@ -39,21 +53,18 @@ struct CollectedRun {
 template <class K, class F>
 __device__ __forceinline__ void for_each_run(const SelectWork<K>& work, int64_t first, int64_t last,
                                              const F& f) {
-  const unsigned lane = threadIdx.x % kWarp;
 #pragma unroll 1
   for (int64_t number = first; number < last; number += kRunTiles) {
     CollectedRun<K> runs[kRunTiles];
 #pragma unroll
     for (int r = 0; r < kRunTiles; ++r) {
       const TileRun own = number + r < last ? work.runs[number + r] : TileRun{0, 0};
-      runs[r] = {work.few + own.begin, work.places + own.begin, own.count, K(0), 0};
+      runs[r].keys = work.few + own.begin;
+      runs[r].places = work.places + own.begin;
+      runs[r].count = own.count;
     }
 #pragma unroll
-    for (int r = 0; r < kRunTiles; ++r) {
-      if (lane >= runs[r].count) continue;
-      runs[r].first_key = runs[r].keys[lane];
-      runs[r].first_place = runs[r].places[lane];
-    }
+    for (int r = 0; r < kRunTiles; ++r) runs[r].hold();
 #pragma unroll
     for (int r = 0; r < kRunTiles; ++r) {
       if (runs[r].count > 0) f(runs[r], number + r);

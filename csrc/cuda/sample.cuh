@@ -6,8 +6,9 @@
 
 namespace pruneops::cuda {
 
-// Samples that a block takes, and counts: each is a miss of every cache, so a thread has several.
+// Samples that a block takes, and counts. Each is a miss of every cache, so a thread has several under way.
 constexpr int64_t kSampleShare = kThreads * 8;
+constexpr int kSamplesAtOnce = 4;
 
 // Where the entries of each tensor of a table end, in the order of all tensors.
 template <class Tensor>
@@ -67,17 +68,30 @@ __global__ void __launch_bounds__(kThreads)
   const Search<K> whole = start_search(1, K(0), static_cast<K>(~K(0)), 0, work.sample_size);
   entry_ends.find(table, share.before);
   clear_counts(counts);
+  const auto score_at = [&](int64_t position) {
+    const int64_t i = entry_ends.tensor_of(table, position);
+    const auto& t = table.tensors[i];
+    return source.template peek<T>(t, position - (entry_ends.ends[i] - t.size()));
+  };
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t j = share.first + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; j < share.last;
-       j += step) {
-    const int64_t position = sample_position(j, work.sample_size, work.entries) - share.before;
-    if (position < 0 || position >= share.entries) continue;
-    const int64_t i = entry_ends.tensor_of(table, position + share.before);
-    const auto& t = table.tensors[i];
-    const int64_t begin = entry_ends.ends[i] - t.size();
-    const K key = sort_key(source.template peek<T>(t, position + share.before - begin));
-    work.sample[j] = key;
-    atomicAdd(&counts[whole.digit(key, 0)], 1u);
+       j += step * kSamplesAtOnce) {
+    T scores[kSamplesAtOnce];
+    bool lies_here[kSamplesAtOnce];
+#pragma unroll
+    for (int u = 0; u < kSamplesAtOnce; ++u) {
+      const int64_t own = j + u * step;
+      const int64_t position = sample_position(own, work.sample_size, work.entries);
+      lies_here[u] = own < share.last && position >= share.before && position < share.before + share.entries;
+      if (lies_here[u]) scores[u] = score_at(position);
+    }
+#pragma unroll
+    for (int u = 0; u < kSamplesAtOnce; ++u) {
+      if (!lies_here[u]) continue;
+      const K key = sort_key(scores[u]);
+      work.sample[j + u * step] = key;
+      atomicAdd(&counts[whole.digit(key, 0)], 1u);
+    }
   }
   add_counts(counts, work.state->sample_counts[0][0]);
 }

@@ -80,7 +80,27 @@ __device__ __forceinline__ void load_scores(const SelectTensor& t, Metric metric
   load_own_scores<float>(t, metric, vectors, out);
 }
 
-// Stores masks of vectors one by one; whether each is one access of memory is looked at once for all of them.
+// How many of the vectors' entries their masks hold.
+template <int kCount, bool kWhole>
+__device__ __forceinline__ unsigned count_kept(const Vectors<kCount, kWhole>& vectors,
+                                               const MaskWords (&masks)[kCount]) {
+  unsigned kept = 0;
+  if constexpr (kWhole) {
+    // Bytes of 0 or 1 add up in place.
+    static_assert(kCount * MaskWords::kWords * MaskWords::kBytes < 256, "no sum reaches the next byte");
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+      for (int w = 0; w < MaskWords::kWords; ++w) kept += masks[v].words[w];
+    }
+    return (kept * MaskWords::kOnes) >> 24;
+  }
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) kept += masks[v].count(vectors.size(v));
+  return kept;
+}
+
+// Where the masks of vectors go.
 template <class Tensor, class Vectors>
 struct MaskTarget {
   const Tensor& t;
@@ -93,11 +113,15 @@ struct MaskTarget {
         vectors(of),
         first(t.mask + vectors.at(0)),
         wide(!t.packed && vectors.are_whole() && is_aligned(first, kVector)) {}
-  __device__ __forceinline__ void store(int v, const MaskWords& mask) const {
+  __device__ __forceinline__ void store(const MaskWords (&masks)[Vectors::kSize]) const {
     if (wide) {
-      mask.store(first + v * kThreads * kVector);
-    } else if (vectors.size(v) > 0) {
-      store_mask(t, vectors.at(v), vectors.size(v), mask);
+#pragma unroll
+      for (int v = 0; v < vectors.kSize; ++v) masks[v].store(first + v * kThreads * kVector);
+    } else {
+#pragma unroll
+      for (int v = 0; v < vectors.kSize; ++v) {
+        if (vectors.size(v) > 0) store_mask(t, vectors.at(v), vectors.size(v), masks[v]);
+      }
     }
   }
 };

@@ -237,14 +237,15 @@ __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric,
                                            Key<T> threshold, bool keep_ties) {
   const ScoreBound<T> least(keep_ties ? threshold : static_cast<Key<T>>(threshold + 1));
   const auto write = [&](const auto& batch, const auto& scores_of) {
-    const MaskTarget target(t, batch);
+    MaskWords masks[batch.kSize];
 #pragma unroll
     for (int v = 0; v < batch.kSize; ++v) {
       T scores[kVector];
       scores_of(v, scores);
-      target.store(
-          v, mask_where([&](int i) { return scores[i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0));
+      masks[v] =
+          mask_where([&](int i) { return scores[i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0);
     }
+    MaskTarget(t, batch).store(masks);
   };
   visit_source(metric, [&](const auto& source) { source.template pass_over<T>(t, begin, end, write); });
 }
@@ -264,19 +265,18 @@ __device__ __forceinline__ void write_cut(const Table<SelectTensor>& table, Metr
                                           const Finish<Key<T>>& finish,
                                           unsigned long long (&partial)[kWarps]) {
   int64_t left = finish.cut.ties;
-  const int64_t last = min64(finish.cut_end - table.base_tile, table.tiles());
-  for (int64_t tile = finish.cut_begin - table.base_tile; tile < last; ++tile) {
-    if (tile < 0) return;  // in a table before this one
-    const int64_t index = table.tensor_of(tile);
-    const SelectTensor& t = table.tensors[index];
-    const int64_t begin = (tile - table.first_tile[index]) * kTile, end = min64(begin + kTile, t.size());
+  if (finish.cut_begin < table.base_tile) return;  // in a table before this one
+  const int64_t last = min64(finish.cut_end, table.base_tile + table.tiles());
+  for (int64_t number = finish.cut_begin; number < last; ++number) {
+    visit_flat_tile(table, number, [&](const SelectTensor& t, int64_t begin, int64_t end) {
 #pragma unroll 1
-    for (int64_t at = begin; at < end; at += Batch<>::kEntries) {
-      const auto keys =
-          hold_keys<HeldKeys<T, kThreads, kBatch>>(t, metric, at, min64(at + Batch<>::kEntries, end));
-      left = write_cut(t, keys, finish.threshold, left,
-                       [&](unsigned long long bits) { return block_scan(bits, partial); });
-    }
+      for (int64_t at = begin; at < end; at += Batch<>::kEntries) {
+        const auto keys =
+            hold_keys<HeldKeys<T, kThreads, kBatch>>(t, metric, at, min64(at + Batch<>::kEntries, end));
+        left = write_cut(t, keys, finish.threshold, left,
+                         [&](unsigned long long bits) { return block_scan(bits, partial); });
+      }
+    });
   }
 }
 
@@ -296,13 +296,6 @@ __global__ void __launch_bounds__(kThreads, kWriteBlocks<T>)
   });
 }
 
-// f(tensor, first entry) for a tile of a table.
-template <class F>
-__device__ __forceinline__ void visit_tile(const Table<SelectTensor>& table, int64_t number, const F& f) {
-  const int64_t tile = number - table.base_tile, index = table.tensor_of(tile);
-  f(table.tensors[index], (tile - table.first_tile[index]) * kTile);
-}
-
 // Keeps of a tile's run what is above the threshold, and the first `ties` of those that tie with it.
 template <class K>
 __device__ __forceinline__ void patch_first(const Table<SelectTensor>& table, int64_t number,
@@ -314,8 +307,8 @@ __device__ __forceinline__ void patch_first(const Table<SelectTensor>& table, in
     mark(run, bits, [&](K key, unsigned) { return key == threshold; });
     tie_end = end_of_first(bits, static_cast<int>(ties));
   }
-  visit_tile(table, number, [&](const SelectTensor& t, int64_t first) {
-    patch_tile(t, first, run, bits, [&](K key, unsigned place) {
+  visit_flat_tile(table, number, [&](const SelectTensor& t, int64_t begin, int64_t) {
+    patch_tile(t, begin, run, bits, [&](K key, unsigned place) {
       return key > threshold || (key == threshold && place < tie_end);
     });
   });
@@ -356,8 +349,8 @@ __global__ void __launch_bounds__(kThreads, kPatchBlocks)
   for_each_run(table, work, [&](const CollectedRun<K>& run, int64_t number) {
     if (finish.is_cut(number) || finish.writes(number)) return;
     const K least = finish.threshold + (finish.keeps_ties(number) ? 0 : 1);
-    visit_tile(table, number, [&](const SelectTensor& t, int64_t first) {
-      patch_tile(t, first, run, own, [&](K key, unsigned) { return key >= least; });
+    visit_flat_tile(table, number, [&](const SelectTensor& t, int64_t begin, int64_t) {
+      patch_tile(t, begin, run, own, [&](K key, unsigned) { return key >= least; });
     });
   });
   if (finish.patches_cut) patch_cut(table, work, finish, own);

@@ -56,6 +56,15 @@ __device__ __forceinline__ void for_each_tile(const Table<Tensor>& table, const 
   }
 }
 
+// f(tensor, begin, end) for one tile of flat tensors, by its number among those of all tables.
+template <class Tensor, class F>
+__device__ __forceinline__ void visit_flat_tile(const Table<Tensor>& table, int64_t number, const F& f) {
+  const int64_t tile = number - table.base_tile, index = table.tensor_of(tile);
+  const Tensor& t = table.tensors[index];
+  const int64_t begin = (tile - table.first_tile[index]) * kTile;
+  f(t, begin, min64(begin + kTile, t.size()));
+}
+
 // f(tensor, begin, end, tile of all tables) for the tiles of flat tensors.
 template <class Tensor, class F>
 __device__ __forceinline__ void for_each_flat_tile(const Table<Tensor>& table, const F& f) {

@@ -78,6 +78,11 @@ struct MaskWords {
   __device__ __forceinline__ uint8_t byte(int i) const {
     return static_cast<uint8_t>(words[i / kBytes] >> (8 * (i % kBytes)));
   }
+  // The kVector bytes of a mask from an aligned place on.
+  static __device__ __forceinline__ MaskWords load(const uint8_t* mask) {
+    const uint2 both = *reinterpret_cast<const uint2*>(mask);
+    return {{both.x, both.y}};
+  }
   // Hides from the compiler what the words are made of, so that it makes them at once, three terms to an
   // operation, and keeps no term for a store of single bytes.
   __device__ __forceinline__ void close() {

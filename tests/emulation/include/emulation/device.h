@@ -164,6 +164,16 @@ void __stcg(T* p, T value) {
   *p = value;
 }
 
+// The bytes of b and a, of which each place of `selector` names one; the signs of bytes are not asked for.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = a | static_cast<uint64_t>(b) << 32;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned from = selector >> (4 * i) & 7;
+    result |= static_cast<unsigned>(bytes >> (8 * from) & 0xff) << (8 * i);
+  }
+  return result;
+}
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);
 }

@@ -1,0 +1,87 @@
+// Two bfloat16 in a register, as they lie in memory; compared at once where the device can, from compute
+// capability 9.0 on.
+#pragma once
+
+#include "words.cuh"
+
+#if defined(__CUDA_ARCH__)
+#if __CUDA_ARCH__ >= 900
+#define PRUNEOPS_PAIRS
+#endif
+#endif
+
+namespace pruneops::cuda {
+
+constexpr uint32_t kPairOfNan = 0x7fff7fffu, kPairMagnitude = 0x7fff7fffu;
+
+__device__ __forceinline__ float first_of(uint32_t pair) {
+  return bit_cast<float>(pair << 16);
+}
+__device__ __forceinline__ float second_of(uint32_t pair) {
+  return bit_cast<float>(pair & 0xffff0000u);
+}
+
+// The lowest bfloat16 that is not below a threshold, twice: no other compares differently with either.
+__device__ __forceinline__ uint32_t pair_from(float threshold) {
+  if (threshold != threshold) return kPairOfNan;
+  const auto bits = bit_cast<uint32_t>(threshold);
+  const uint32_t half = (bits + (bits >> 31 != 0 ? 0 : 0xffffu)) >> 16;
+  return half | half << 16;
+}
+
+// 0xffff in place of each of a pair that is not below the threshold's.
+__device__ __forceinline__ uint32_t are_from(uint32_t pair, uint32_t threshold) {
+#if defined(PRUNEOPS_PAIRS)
+  uint32_t marks;
+  asm("set.ge.u32.bf16x2 %0, %1, %2;" : "=r"(marks) : "r"(pair), "r"(threshold));
+  return marks;
+#else
+  return (first_of(pair) >= first_of(threshold) ? 0xffffu : 0u) |
+         (second_of(pair) >= second_of(threshold) ? 0xffff0000u : 0u);
+#endif
+}
+
+// How many of a thread's are not below a threshold.
+template <int kCount, int kPairs>
+__device__ __forceinline__ int count_from(const uint32_t (&pairs)[kCount][kPairs], uint32_t threshold) {
+#if defined(PRUNEOPS_PAIRS)
+  // Each comparison is a pair of 1 or 0, and their sums are exact up to 256. One for each place of a vector,
+  // as an addition waits for the one before.
+  static_assert(kCount * kPairs <= 256, "sums of bfloat16");
+  uint32_t sums[kPairs] = {};
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      uint32_t ones;
+      asm("set.ge.bf16x2.bf16x2 %0, %1, %2;" : "=r"(ones) : "r"(pairs[v][p]), "r"(threshold));
+      asm("add.rn.bf16x2 %0, %0, %1;" : "+r"(sums[p]) : "r"(ones));
+    }
+  }
+#pragma unroll
+  for (int p = 1; p < kPairs; ++p) asm("add.rn.bf16x2 %0, %0, %1;" : "+r"(sums[0]) : "r"(sums[p]));
+  return static_cast<int>(first_of(sums[0]) + second_of(sums[0]));
+#else
+  int count = 0;
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) count += __popc(are_from(pairs[v][p], threshold)) / 16;
+  }
+  return count;
+#endif
+}
+
+// The mask of a vector: what is not below a threshold.
+__device__ __forceinline__ MaskWords mask_from(const uint32_t (&pairs)[kVector / 2], uint32_t threshold) {
+  MaskWords mask;
+#pragma unroll
+  for (int w = 0; w < MaskWords::kWords; ++w) {
+    const uint32_t low = are_from(pairs[2 * w], threshold), high = are_from(pairs[2 * w + 1], threshold);
+    // The first byte of each of four marks, side by side.
+    mask.words[w] = __byte_perm(low, high, 0x6420) & MaskWords::kOnes;
+  }
+  return mask;
+}
+
+}  // namespace pruneops::cuda
