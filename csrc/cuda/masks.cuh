@@ -46,68 +46,53 @@ __device__ __forceinline__ Vector<bool> unpack_byte(uint8_t byte) {
   return keep;
 }
 
-// kVector words as they lie in memory, four bytes to a register.
+// kVector words of one or two bytes as they lie in memory, four bytes to a register.
 template <class Word>
 struct WordVector {
   static constexpr int kBytes = static_cast<int>(sizeof(Word));
+  static constexpr uint32_t kAll = static_cast<Word>(~Word(0));
   Vector<uint32_t, kVector * kBytes / 4> raw;
 
-  // A bit for each that stays: those of the words whose byte of the mask is not 0.
-  static __device__ __forceinline__ uint32_t kept_bits(const MaskWords& mask, int w) {
-    constexpr int kOf = kBytes < 4 ? kBytes : 4;
-    constexpr uint32_t kAll = ~uint32_t(0) >> (32 - 8 * kOf);
-    uint32_t bits = 0;
-#pragma unroll
-    for (int b = 0; b < 4; b += kOf) bits |= mask.byte((4 * w + b) / kBytes) != 0 ? kAll << (8 * b) : 0;
-    return bits;
-  }
+  // Zeroes the words whose byte of the mask is 0.
   __device__ __forceinline__ void zero_pruned(const MaskWords& mask) {
 #pragma unroll
-    for (int w = 0; w < kVector * kBytes / 4; ++w) raw.words[w] &= kept_bits(mask, w);
+    for (int w = 0; w < kVector * kBytes / 4; ++w) {
+      uint32_t kept = 0;
+#pragma unroll
+      for (int b = 0; b < 4; b += kBytes) kept |= mask.byte((4 * w + b) / kBytes) != 0 ? kAll << (8 * b) : 0;
+      raw.words[w] &= kept;
+    }
   }
 };
 
-// A whole tile, with as many vectors of a thread under way as fill 64 bytes.
+// A whole tile of small words, with as many vectors of a thread under way as fill up to 64 bytes.
 template <class Word>
 __device__ __forceinline__ void zero_tile(void* data, const uint8_t* mask, int64_t begin) {
+  using Tile = Vectors<kTileVectors, true>;
   constexpr int kBytes = WordVector<Word>::kBytes;
-  constexpr int kAtOnce = kBytes < 8 ? (kBytes < 4 ? 4 : 2) : 1;
-  using Some = Vectors<kAtOnce, true>;
+  const Tile tile{begin, begin + kTile};
   auto* words = static_cast<uint32_t*>(data);
-#pragma unroll 1
-  for (int at = 0; at < kTile; at += Some::kEntries) {
-    const Some vectors{begin + at, begin + at + Some::kEntries};
-    WordVector<Word> v[kAtOnce];
-    MaskWords keep[kAtOnce];
+  WordVector<Word> v[Tile::kSize];
+  MaskWords keep[Tile::kSize];
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      keep[u] = MaskWords::load(mask + vectors.at(u));
-      v[u].raw.load(words + vectors.at(u) * kBytes / 4);
-    }
+  for (int u = 0; u < Tile::kSize; ++u) {
+    keep[u] = MaskWords::load(mask + tile.at(u));
+    v[u].raw.load(words + tile.at(u) * kBytes / 4);
+  }
 #pragma unroll
-    for (int u = 0; u < kAtOnce; ++u) {
-      v[u].zero_pruned(keep[u]);
-      v[u].raw.store(words + vectors.at(u) * kBytes / 4);
-    }
+  for (int u = 0; u < Tile::kSize; ++u) {
+    v[u].zero_pruned(keep[u]);
+    v[u].raw.store(words + tile.at(u) * kBytes / 4);
   }
 }
 
+// Whether it was one that is done so.
 __device__ __forceinline__ bool zero_whole_tile(const MaskTensor& t, int64_t begin, int64_t end) {
-  if (end - begin != kTile || t.packed || !is_aligned(t.mask, kVector) || !is_aligned(t.data, 16))
-    return false;
-  switch (t.element_size) {
-    case 1:
-      zero_tile<uint8_t>(t.data, t.mask, begin);
-      return true;
-    case 2:
-      zero_tile<uint16_t>(t.data, t.mask, begin);
-      return true;
-    case 4:
-      zero_tile<uint32_t>(t.data, t.mask, begin);
-      return true;
-    default:
-      return false;
-  }
+  const bool whole = end - begin == kTile && is_aligned(t.mask, kVector) && is_aligned(t.data, 16);
+  if (!whole || t.packed || t.element_size > 2) return false;
+  t.element_size == 1 ? zero_tile<uint8_t>(t.data, t.mask, begin)
+                      : zero_tile<uint16_t>(t.data, t.mask, begin);
+  return true;
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -13,7 +13,7 @@ constexpr unsigned kLowTie = 1, kHighTie = 1 << 16;
 static_assert(kTile / kWarps < kHighTie, "the ties of a warp");
 
 // Parts scores by a bracket. Nearly all are told apart by two operations, of which none makes a key: a
-// comparison with the high end, and the distance to the middle. Subtraction rounds monotonously, so that no
+// comparison with the split, and the distance to the middle. Subtraction rounds monotonously, so that no
 // score between the ends is farther from the middle than they are.
 template <class T>
 struct Sieve {
@@ -21,17 +21,17 @@ struct Sieve {
   const Bracket<K>& bracket;  // in shared memory, as it is seldom looked at
   bool keeps_all;
   bool is_one;  // score for both ends: nothing but its ties is to be found
-  T high;       // NaN, which no score reaches, where there is no high end
+  T split;      // NaN, which no score reaches, where there is no high end
   T middle;
   T reach;  // infinite where an end is no finite number
 
-  // The ends are keys of scores, or beyond all of them.
+  // The ends are keys of scores, or right beside them, or beyond all.
   __device__ explicit Sieve(const Bracket<K>& ends)
       : bracket(ends),
         keeps_all(ends.high == 0),
         is_one(ends.low == ends.high && ends.high != 0),
-        high(key_to_score<T>(ends.high)) {
-    const T low = key_to_score<T>(bracket.low);
+        split(key_to_score<T>(split_of<T>(ends))) {
+    const T low = key_to_score<T>(bracket.low), high = key_to_score<T>(bracket.high);
     middle = low + (high - low) / 2;
     reach = fmax(fabs(low - middle), fabs(high - middle));
     if (is_finite(low) && is_finite(high) && is_finite(reach)) return;
@@ -39,10 +39,10 @@ struct Sieve {
     reach = static_cast<T>(INFINITY);
   }
   __device__ __forceinline__ MaskWords keep(const T (&scores)[kVector]) const {
-    return mask_where([&](int i) { return scores[i] >= high; }, keeps_all ? MaskWords::kOnes : 0);
+    return mask_where([&](int i) { return scores[i] >= split; }, keeps_all ? MaskWords::kOnes : 0);
   }
   __device__ __forceinline__ MaskWords ties(const T (&scores)[kVector]) const {
-    return mask_where([&](int i) { return scores[i] == high; });
+    return mask_where([&](int i) { return scores[i] == split; });
   }
   // Whether a vector has neither ties with an end nor keys between.
   __device__ __forceinline__ bool is_far(const T (&scores)[kVector]) const {
@@ -311,6 +311,11 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
   const Sieve<T> sieve(bracket);
   unsigned kept = 0;
   for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
+    const int64_t next = number + gridDim.x;
+    if (next < table.base_tile + table.tiles()) {
+      visit_flat_tile(table, next,
+                      [&](const auto& later, int64_t from, int64_t to) { source.ask_for(later, from, to); });
+    }
     unsigned ties = 0;
     const auto part = [&](const auto& batch, const auto& scores_of) {
       MaskWords masks[batch.kSize];
@@ -330,7 +335,10 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
         if (v + 1 < batch.kSize && !queue.is_full()) continue;
         queue.look([&](T score, unsigned place) {
           if (!batch.kAreWhole && begin + place >= end) return;
-          ties += sieve.look(score, [&](K key) { inside.add(key, place); });
+          ties += sieve.look(score, [&](K key) {
+            kept -= score >= sieve.split;
+            inside.add(key, place);
+          });
         });
       }
       kept += count_kept(batch, masks);

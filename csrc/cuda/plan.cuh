@@ -19,6 +19,16 @@ struct alignas(8) TileRun {
   unsigned count;
 };
 
+// The key from which a pass keeps what it leaves undecided: in the middle of the bracket, near which the
+// wanted key lies, so that little of it is patched; the high end where the bracket has no middle.
+template <class T>
+PRUNEOPS_HD Key<T> split_of(const Bracket<Key<T>>& bracket) {
+  const T low = key_to_score<T>(bracket.low), high = key_to_score<T>(bracket.high);
+  const T middle = low + (high - low) / 2;
+  const bool lies_inside = is_finite(low) && is_finite(high) && low < middle && middle < high;
+  return lies_inside ? sort_key(middle) : bracket.high;
+}
+
 template <class K>
 struct SelectState {
   using S = Search<K>;
@@ -28,7 +38,7 @@ struct SelectState {
   unsigned long long counts[S::kRounds][S::kBins];
   unsigned long long
       inside_counts[S::kBins];  // first digits of the keys in the bracket, where none is collected
-  unsigned long long kept;      // from the high end of the bracket up
+  unsigned long long kept;      // from the high end of the bracket up: all above the split but those inside
   unsigned long long at_low, between, at_high;
   Bracket<K> bracket;
 };
@@ -114,10 +124,11 @@ struct Sizes {
     const int64_t most = limits.most_samples, sparse = strict ? 0 : min64(entries / 1024, 4 * most);
     return min64(entries / 64, sparse > most ? sparse : most);
   }
-  // Keys that are collected at most, as if none but the shipped number of samples were taken: what lies
-  // inside is less then, but ties with its ends are collected with it where there is room.
+  // Keys that are collected at most: more than lie inside, where more samples than shipped are taken, so that
+  // ties with its ends may be among them. Keys of doubles would take too much memory then.
   int64_t capacity() const {
-    return min64(bracket_capacity(min64(sample_size(), limits.most_samples), entries), 0xffffffff);
+    const int64_t size = wide ? sample_size() : min64(sample_size(), limits.most_samples);
+    return min64(bracket_capacity(size, entries), 0xffffffff);
   }
   int64_t tiles_per_part() const { return ceil_div(tiles, kMaxParts); }
   int64_t parts() const { return ceil_div(tiles, tiles_per_part()) + tables; }

@@ -18,8 +18,7 @@ bool is_long(const SelectTensor& t, int64_t row) {
 }
 
 const void* advance(const void* data, Dtype dtype, int64_t entries) {
-  const int64_t bytes = dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
-  return data == nullptr ? nullptr : static_cast<const char*>(data) + entries * bytes;
+  return data == nullptr ? nullptr : static_cast<const char*>(data) + entries * entry_bytes(dtype);
 }
 
 // A row as a tensor of its own.

@@ -116,22 +116,24 @@ __device__ __forceinline__ unsigned end_of_first(const TileBits& bits, int wante
   return __reduce_add_sync(kAllLanes, end);
 }
 
-// Keeps the entries of a tile's run for which keep(key, place) holds.
+// Keeps of a tile's run the entries for which keep(key, place) holds, where the pass has kept those from
+// `split` on.
 template <class K, class F>
 __device__ __forceinline__ void patch_tile(const SelectTensor& t, int64_t begin, const CollectedRun<K>& run,
-                                           TileBits& bits, const F& keep) {
+                                           K split, TileBits& bits, const F& keep) {
+  const auto is_wrong = [&](K key, unsigned place) { return keep(key, place) != (key >= split); };
   if (!t.packed) {
     run.for_each([&](K key, unsigned place) {
-      if (keep(key, place)) t.mask[begin + place] = 1;
+      if (is_wrong(key, place)) t.mask[begin + place] = key < split;
     });
     return;
   }
   // No two lanes write one byte.
-  mark(run, bits, keep);
+  mark(run, bits, is_wrong);
   for (unsigned w = threadIdx.x % kWarp; w < kTile / 32; w += kWarp) {
     for (int b = 0; b < 4; ++b) {
       const unsigned byte = (bits[w] >> (b * 8)) & 0xff;
-      if (byte != 0) t.mask[begin / 8 + w * 4 + b] |= static_cast<uint8_t>(byte);
+      if (byte != 0) t.mask[begin / 8 + w * 4 + b] ^= static_cast<uint8_t>(byte);
     }
   }
 }

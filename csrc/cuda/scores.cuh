@@ -6,6 +6,9 @@
 
 namespace pruneops::cuda {
 
+// Vectors of a tile that a thread has.
+constexpr int kTileVectors = static_cast<int>(kTile / (kThreads * kVector));
+
 // The vectors that each thread of a block has of the entries [begin, end), at most kEntries: vector v of a
 // thread lies behind those of all threads before v. kWhole: they are exactly kEntries.
 template <int kCount, bool kWhole = false>

@@ -196,8 +196,8 @@ __device__ __forceinline__ Cut find_cut(const SelectWork<K>& work, const Search<
 
 // ---- masks
 
-// What there is to do with the mask of a tile. A pass over a bracket has kept what is not below its high end;
-// without one, or where it failed, all tiles are written.
+// What there is to do with the mask of a tile. A pass over a bracket has decided what is not inside, as if
+// the wanted key were its high end; without one, or where it failed, all tiles are written.
 template <class K>
 struct Finish {
   Cut cut;
@@ -206,8 +206,9 @@ struct Finish {
   K threshold;
   bool writes_kept;     // whether tiles before the cut are written, from their keys,
   bool writes_dropped;  // and those behind it
-  bool patches;         // what the pass left undecided in other tiles is kept where it is above,
+  bool patches;         // what the pass left undecided in other tiles is corrected,
   bool patches_cut;     // and in the tiles of the cut, as all ties are among that
+  K split;              // from which the pass has kept it
 
   __device__ Finish(const SelectWork<K>& work, const Search<K>& search, const Cut& found)
       : cut(found),
@@ -217,14 +218,16 @@ struct Finish {
         writes_kept(true),
         writes_dropped(true),
         patches(false),
-        patches_cut(false) {
+        patches_cut(false),
+        split(0) {
     if (work.sample_size == 0 || !work.has_collected() || work.missed()) return;
     const bool at_high = threshold == work.state->bracket.high;
     const bool at_low = !at_high && threshold == work.state->bracket.low;
     writes_kept = at_low;
     writes_dropped = at_high;
-    patches = !at_high;
+    patches = true;
     patches_cut = !at_high && !at_low;
+    split = split_of<ScoreOf<K>>(work.state->bracket);
   }
   __device__ bool keeps_ties(int64_t number) const { return number < cut_begin; }
   __device__ bool is_cut(int64_t number) const { return number >= cut_begin && number < cut_end; }
@@ -299,8 +302,9 @@ __global__ void __launch_bounds__(kThreads, kWriteBlocks<T>)
 // Keeps of a tile's run what is above the threshold, and the first `ties` of those that tie with it.
 template <class K>
 __device__ __forceinline__ void patch_first(const Table<SelectTensor>& table, int64_t number,
-                                            const CollectedRun<K>& run, K threshold, int64_t ties,
+                                            const CollectedRun<K>& run, const Finish<K>& finish, int64_t ties,
                                             TileBits& bits) {
+  const K threshold = finish.threshold;
   const int64_t own = __reduce_add_sync(kAllLanes, run.count_equal(threshold));
   unsigned tie_end = ties > 0 ? kTile : 0;
   if (ties > 0 && ties < own) {
@@ -308,7 +312,7 @@ __device__ __forceinline__ void patch_first(const Table<SelectTensor>& table, in
     tie_end = end_of_first(bits, static_cast<int>(ties));
   }
   visit_flat_tile(table, number, [&](const SelectTensor& t, int64_t begin, int64_t) {
-    patch_tile(t, begin, run, bits, [&](K key, unsigned place) {
+    patch_tile(t, begin, run, finish.split, bits, [&](K key, unsigned place) {
       return key > threshold || (key == threshold && place < tie_end);
     });
   });
@@ -326,9 +330,8 @@ __device__ __forceinline__ void patch_cut(const Table<SelectTensor>& table, cons
     for_each_run(work, finish.cut_begin, number,
                  [&](const auto& run, int64_t) { before += run.count_equal(finish.threshold); });
     const int64_t left = finish.cut.ties - __reduce_add_sync(kAllLanes, before);
-    for_each_run(work, number, number + 1, [&](const auto& run, int64_t) {
-      patch_first(table, number, run, finish.threshold, left, bits);
-    });
+    for_each_run(work, number, number + 1,
+                 [&](const auto& run, int64_t) { patch_first(table, number, run, finish, left, bits); });
   }
 }
 
@@ -350,7 +353,7 @@ __global__ void __launch_bounds__(kThreads, kPatchBlocks)
     if (finish.is_cut(number) || finish.writes(number)) return;
     const K least = finish.threshold + (finish.keeps_ties(number) ? 0 : 1);
     visit_flat_tile(table, number, [&](const SelectTensor& t, int64_t begin, int64_t) {
-      patch_tile(t, begin, run, own, [&](K key, unsigned) { return key >= least; });
+      patch_tile(t, begin, run, finish.split, own, [&](K key, unsigned) { return key >= least; });
     });
   });
   if (finish.patches_cut) patch_cut(table, work, finish, own);

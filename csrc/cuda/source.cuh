@@ -49,6 +49,17 @@ __device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const
   }
 }
 
+// Asks for `bytes` of memory, so that they wait in the second-level cache when it is their turn. All threads
+// call it.
+__device__ __forceinline__ void prefetch(const void* data, int64_t bytes) {
+#if defined(__CUDA_ARCH__)
+  constexpr int kLine = 128;
+  for (int64_t at = threadIdx.x * kLine; at < bytes; at += kThreads * kLine) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(data) + at));
+  }
+#endif
+}
+
 // As they are stored. Those of whole tiles are converted vector by vector, as they are used.
 struct StoredScores {
   using Tensor = SelectTensor;
@@ -56,6 +67,10 @@ struct StoredScores {
   template <class T>
   __device__ __forceinline__ T peek(const Tensor& t, int64_t at) const {
     return load_score<T>(t, Metric::stored, at);
+  }
+  __device__ __forceinline__ void ask_for(const Tensor& t, int64_t begin, int64_t end) const {
+    const int64_t size = entry_bytes(t.weight_dtype);
+    prefetch(static_cast<const char*>(t.weight) + begin * size, (end - begin) * size);
   }
   // f(batch, scores_of) for the batches of a tile,
   template <class T, class F>
@@ -97,6 +112,7 @@ struct MetricScores {
   __device__ __forceinline__ T peek(const Tensor& t, int64_t at) const {
     return load_score<T>(t, metric, at);
   }
+  __device__ __forceinline__ void ask_for(const Tensor&, int64_t, int64_t) const {}
   template <class T, class F>
   __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
     const auto take = [&](const auto& batch, auto& scores) { load_scores(t, metric, batch, scores); };
@@ -119,6 +135,7 @@ struct UpdatedScores {
     updated_scores_of(t.update, rule, at, 1, false, scores);
     return scores[0];
   }
+  __device__ __forceinline__ void ask_for(const Tensor&, int64_t, int64_t) const {}
   template <class T, class F>
   __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
     const auto take = [&](const auto& batch, auto& scores) {

@@ -3,12 +3,9 @@
 
 #include "../math/order.h"
 #include "block_scan.cuh"
-#include "table.cuh"
-#include "words.cuh"
+#include "scores.cuh"
 
 namespace pruneops::cuda {
-
-constexpr int kTileVectors = static_cast<int>(kTile / (kThreads * kVector));
 
 // Blocks whose registers shall fit a multiprocessor: float keys of a tile take half of what is left then.
 template <class T>

@@ -8,6 +8,10 @@ namespace pruneops {
 
 enum class Dtype : int32_t { f32, bf16, f16, f64 };
 
+PRUNEOPS_HD int64_t entry_bytes(Dtype dtype) {
+  return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2;
+}
+
 PRUNEOPS_HD float bf16_to_float(uint16_t bits) {
   return bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }

@@ -1,6 +1,8 @@
 // The order of scores as unsigned integers: NaN < -inf < ... < -0.0 == +0.0 < ... < +inf.
 #pragma once
 
+#include <type_traits>
+
 #include "portable.h"
 
 namespace pruneops {
@@ -17,6 +19,9 @@ struct KeyOf<double> {
 };
 template <class T>
 using Key = typename KeyOf<T>::type;
+// The type whose scores have keys of type K.
+template <class K>
+using ScoreOf = std::conditional_t<sizeof(K) == sizeof(float), float, double>;
 
 // Negative numbers are complemented, others get the top bit; NaN takes 0, which no number maps to.
 template <class T>
