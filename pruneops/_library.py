@@ -10,6 +10,8 @@ that the metric does not read; ``metric=None`` in a selection means that the fir
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -20,6 +22,37 @@ from torch import Tensor
 _LIB = torch.library.Library("pruneops", "DEF")
 
 
+class UncheckedCallError(RuntimeError):
+    """An operator was called with unchecked arguments, and what runs is not the compiled one, which checks them."""
+
+
+class _Caller(threading.local):
+    unchecked = False
+
+
+def unchecked(op: Callable[..., Any], *args: Any) -> Any:
+    """Call an operator whose arguments nobody has checked: it raises, before anything is written, unless it is the
+    compiled one and finds nothing wrong."""
+    _CALLER.unchecked = True
+    try:
+        return op(*args)
+    finally:
+        _CALLER.unchecked = False
+
+
+_CALLER = _Caller()
+
+
+def _checked(function: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(function)
+    def call(*args: Any) -> object:
+        if _CALLER.unchecked:
+            raise UncheckedCallError("pruneops: the arguments must be checked first")
+        return function(*args)
+
+    return call
+
+
 def _op(schema: str, fake: Callable[..., object]) -> Callable[[Callable[..., object]], Callable[..., object]]:
     """Define ``schema`` with ``fake`` for tracing and the decorated function as its default kernel."""
     name = schema.partition("(")[0]
@@ -27,9 +60,9 @@ def _op(schema: str, fake: Callable[..., object]) -> Callable[[Callable[..., obj
     def register(reference: Callable[..., object]) -> Callable[..., object]:
         _LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         # Scores and masks have no gradient: neither a graph nor a check of leaves may come between.
-        _LIB.impl(name, torch.no_grad()(reference), "CompositeExplicitAutograd")
+        _LIB.impl(name, torch.no_grad()(_checked(reference)), "CompositeExplicitAutograd")
         _LIB.impl(name, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"pruneops::{name}", fake, lib=_LIB)
+        torch.library.register_fake(f"pruneops::{name}", _checked(fake), lib=_LIB)
         return reference
 
     return register

@@ -18,20 +18,25 @@ int64_t numel_of(const Ints& shape) {
 }
 
 void apply_entry_masks(const Tensors& tensors, const Tensors& masks) {
-  std::vector<FlatTensors> flats;
+  std::deque<FlatTensors> flats;  // those that are not contiguous
+  std::deque<Tensor> copies;
   std::vector<MaskTensor> entries;
-  flats.reserve(tensors.size());
-  Tensors kept;
+  entries.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_mask(kApply, tensors[i], masks[i]);
+    check_written(kApply, tensors[i]);
     const bool packed = masks[i].scalar_type() == ScalarType::Byte;
-    if (packed) kept.push_back(as_contiguous(masks[i]));
-    // A packed mask has its bits in row-major order.
-    const FlatTensors& flat = packed ? flats.emplace_back(Tensors{tensors[i]}, Order::row_major)
-                                     : flats.emplace_back(Tensors{tensors[i], masks[i]});
-    const Tensor& mask = packed ? kept.back() : flat[1];
-    entries.push_back({flat[0].data_ptr(), static_cast<const uint8_t*>(mask.data_ptr()), flat[0].numel(),
-                       static_cast<int32_t>(flat[0].element_size()), packed});
+    const Tensor *tensor = &tensors[i], *mask = &masks[i];
+    if (packed) {
+      // A packed mask has its bits in row-major order.
+      mask = &contiguous_in(copies, *mask);
+      if (!tensor->is_contiguous()) tensor = &flats.emplace_back(Tensors{*tensor}, Order::row_major)[0];
+    } else if (!tensor->is_contiguous() || !mask->is_contiguous()) {
+      const FlatTensors& flat = flats.emplace_back(Tensors{*tensor, *mask});
+      tensor = &flat[0], mask = &flat[1];
+    }
+    entries.push_back({tensor->data_ptr(), static_cast<const uint8_t*>(mask->data_ptr()), tensor->numel(),
+                       static_cast<int32_t>(tensor->element_size()), packed});
   }
   const auto count = static_cast<int64_t>(entries.size());
   run_on(
@@ -44,23 +49,24 @@ void apply_entry_masks(const Tensors& tensors, const Tensors& masks) {
 }
 
 void apply_block_masks(const Tensors& tensors, const Tensors& masks, const Ints& block) {
-  std::vector<MatrixView> views;
+  std::deque<MatrixView> views;  // those of copies
+  std::deque<Tensor> copies;
   std::vector<BlockMaskTensor> entries;
-  Tensors kept;
+  entries.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_type(kApply, masks[i], ScalarType::Bool);
-    const MatrixView& view = views.emplace_back(matrix_view(tensors[i]));
-    if (tensors[i].numel() == 0) continue;
-    const Tensor& mask = kept.emplace_back(as_contiguous(masks[i]));
+    check_written(kApply, tensors[i]);
+    const MatrixView view = matrix_view(tensors[i]);
+    if (!view.is_given()) views.push_back(view);
+    const Tensor& mask = contiguous_in(copies, masks[i]);
     const BlockMaskTensor entry{view.work.data_ptr(),
                                 static_cast<const bool*>(mask.data_ptr()),
                                 view.matrix,
                                 view.strides,
                                 block_of(kApply, block, view.matrix),
                                 static_cast<int32_t>(view.work.element_size())};
-    STD_TORCH_CHECK(mask.numel() == entry.grid_rows() * entry.grid_cols(), kApply, ": masks[", i, "] has ",
-                    mask.numel(), " entries for ", entry.grid_rows(), " x ", entry.grid_cols(), " blocks");
-    entries.push_back(entry);
+    check_grid(kApply, masks[i], entry.grid_rows(), entry.grid_cols());
+    if (tensors[i].numel() > 0) entries.push_back(entry);
   }
   if (entries.empty()) return;
   const auto count = static_cast<int64_t>(entries.size());

@@ -20,19 +20,22 @@ class Inputs {
  public:
   Inputs(const char* op, const Tensors& scores, Metric metric, const Tensors& grads, const Tensors& norms,
          const Tensors& masks, bool packs = true) {
+    if (reads_grad(metric)) check_same_length(op, grads, scores);
+    if (metric == Metric::wanda) check_same_length(op, norms, scores);
     entries_.reserve(scores.size());
-    kept_.reserve(scores.size());
-    masks_.reserve(masks.size());
     for (size_t i = 0; i < scores.size(); ++i) {
       SelectTensor entry{};
       check_same_device(op, scores[0], scores[i]);
-      entry.weight = keep(scores[i]).data_ptr();
+      entry.weight = contiguous_in(copies_, scores[i]).data_ptr();
       entry.weight_dtype = dtype_of(scores[i]);
       entry.numel = scores[i].numel();
       entry.cols = scores[i].dim() > 0 ? scores[i].size(scores[i].dim() - 1) : 1;
-      if (reads_grad(metric)) add_grad(op, entry, scores[i], grads, i);
-      if (metric == Metric::wanda) add_norm(op, entry, scores[i], norms, i);
-      if (!masks.empty()) add_mask(op, entry, scores[i], masks[i], packs);
+      if (reads_grad(metric)) add_grad(op, entry, scores[i], grads[i]);
+      if (metric == Metric::wanda) add_norm(op, entry, scores[i], norms[i], i);
+      if (!masks.empty()) {
+        check_type(op, masks[i], masks[0].scalar_type());
+        add_mask(op, entry, scores[i], masks[i], packs);
+      }
       total_ += entry.numel;
       entries_.push_back(entry);
     }
@@ -43,45 +46,46 @@ class Inputs {
   int64_t total() const { return total_; }
 
   void commit() {
-    for (auto& [given, work] : masks_) {
+    for (auto& [given, work] : written_) {
       const bool pack = given.scalar_type() != work.scalar_type();
       copy_back(given, pack ? pack_mask(work) : work);
     }
   }
 
  private:
-  const Tensor& keep(const Tensor& tensor) { return kept_.emplace_back(as_contiguous(tensor)); }
-
-  void add_grad(const char* op, SelectTensor& entry, const Tensor& score, const Tensors& grads, size_t i) {
-    STD_TORCH_CHECK(i < grads.size(), op, ": grads[", i, "] is missing");
-    check_same_sizes(op, score, grads[i]);
-    check_same_device(op, score, grads[i]);
-    entry.grad = keep(grads[i]).data_ptr();
-    entry.grad_dtype = dtype_of(grads[i]);
+  void add_grad(const char* op, SelectTensor& entry, const Tensor& score, const Tensor& grad) {
+    check_same_sizes(op, score, grad);
+    check_same_device(op, score, grad);
+    entry.grad = contiguous_in(copies_, grad).data_ptr();
+    entry.grad_dtype = dtype_of(grad);
   }
 
-  void add_norm(const char* op, SelectTensor& entry, const Tensor& score, const Tensors& norms, size_t i) {
-    STD_TORCH_CHECK(i < norms.size(), op, ": input_norm[", i, "] is missing");
-    STD_TORCH_CHECK(norms[i].numel() == entry.cols, op, ": input_norm[", i, "] has ", norms[i].numel(),
-                    " entries for ", entry.cols, " columns");
-    check_type(op, norms[i], ScalarType::Float);
-    check_same_device(op, score, norms[i]);
-    entry.norm = static_cast<const float*>(keep(norms[i]).data_ptr());
+  void add_norm(const char* op, SelectTensor& entry, const Tensor& score, const Tensor& norm, size_t i) {
+    STD_TORCH_CHECK(norm.dim() == 1 && norm.numel() == entry.cols, op, ": input_norm[", i, "] has ",
+                    norm.numel(), " entries for ", entry.cols, " columns");
+    check_type(op, norm, ScalarType::Float);
+    check_same_device(op, score, norm);
+    entry.norm = static_cast<const float*>(contiguous_in(copies_, norm).data_ptr());
   }
 
   void add_mask(const char* op, SelectTensor& entry, const Tensor& score, const Tensor& mask, bool packs) {
     check_mask(op, score, mask);
+    check_written(op, mask);
     const bool packed = mask.scalar_type() == ScalarType::Byte;
+    entry.packed = packed && packs;
+    if (mask.is_contiguous() && packed == entry.packed) {
+      entry.mask = static_cast<uint8_t*>(mask.data_ptr());
+      return;
+    }
     const Tensor work =
         packed && !packs ? new_tensor(mask, Ints{score.numel()}, ScalarType::Bool) : as_contiguous(mask);
-    masks_.emplace_back(mask, work);
-    entry.packed = packed && packs;
+    written_.emplace_back(mask, work);
     entry.mask = static_cast<uint8_t*>(work.data_ptr());
   }
 
   std::vector<SelectTensor> entries_;
-  Tensors kept_;
-  std::vector<std::pair<Tensor, Tensor>> masks_;  // as given, and contiguous
+  std::deque<Tensor> copies_;
+  std::vector<std::pair<Tensor, Tensor>> written_;  // masks as given, and what is written in their place
   int64_t total_ = 0;
 };
 

@@ -52,6 +52,15 @@ Reduce reduce_of(const std::string& name) {
   STD_TORCH_CHECK(false, "pruneops: unknown reduce ", name);
 }
 
+void check_written(const char* op, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    STD_TORCH_CHECK(sizes[d] <= 1 || strides[d] != 0 || tensor.numel() == 0, op,
+                    ": a tensor to write is an expanded view");
+  }
+}
+
 void check_same_length(const char* op, const Tensors& a, const Tensors& b) {
   STD_TORCH_CHECK(a.size() == b.size(), op, ": lists of ", a.size(), " and ", b.size(), " tensors");
 }
@@ -82,8 +91,8 @@ int64_t packed_size(int64_t numel) {
 void check_mask(const char* op, const Tensor& tensor, const Tensor& mask) {
   check_same_device(op, tensor, mask);
   if (mask.scalar_type() == ScalarType::Byte) {
-    STD_TORCH_CHECK(mask.numel() == packed_size(tensor.numel()), op, ": a packed mask has ", mask.numel(),
-                    " bytes for ", tensor.numel(), " entries");
+    STD_TORCH_CHECK(mask.dim() == 1 && mask.numel() == packed_size(tensor.numel()), op,
+                    ": a packed mask has ", mask.numel(), " bytes for ", tensor.numel(), " entries");
     return;
   }
   check_type(op, mask, ScalarType::Bool);
@@ -131,6 +140,10 @@ Tensor new_output(const Tensor& like, const Ints& sizes, ScalarType type) {
 
 Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+const Tensor& contiguous_in(std::deque<Tensor>& copies, const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : copies.emplace_back(torch::stable::contiguous(tensor));
 }
 
 void copy_back(Tensor& given, const Tensor& work) {
@@ -214,12 +227,20 @@ void MatrixView::commit() {
 
 Block block_of(const char* op, const Ints& block, const Matrix& matrix) {
   STD_TORCH_CHECK(block.size() == 2, op, ": a block has 2 sizes, got ", block.size());
-  const Block resolved{block[0] == -1 ? matrix.rows : block[0], block[1] == -1 ? matrix.cols : block[1]};
-  const bool divides =
-      resolved.n > 0 && resolved.m > 0 && matrix.rows % resolved.n == 0 && matrix.cols % resolved.m == 0;
-  STD_TORCH_CHECK(divides || matrix.rows * matrix.cols == 0, op, ": block (", block[0], ", ", block[1],
-                  ") does not divide a matrix of ", matrix.rows, " x ", matrix.cols);
+  const auto extent = [](int64_t size, int64_t whole) {
+    return size == -1 ? std::max<int64_t>(whole, 1) : size;
+  };
+  const Block resolved{extent(block[0], matrix.rows), extent(block[1], matrix.cols)};
+  const bool divides = resolved.n > 0 && resolved.m > 0 && matrix.rows % resolved.n == 0 &&
+                       (matrix.rows == 0 || matrix.cols % resolved.m == 0);
+  STD_TORCH_CHECK(divides, op, ": block (", block[0], ", ", block[1], ") does not divide a matrix of ",
+                  matrix.rows, " x ", matrix.cols);
   return resolved;
+}
+
+void check_grid(const char* op, const Tensor& tensor, int64_t rows, int64_t cols) {
+  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == cols, op, ": a tensor of ",
+                  tensor.numel(), " entries is not of the shape of ", rows, " x ", cols, " blocks");
 }
 
 }  // namespace pruneops::ops

@@ -1,6 +1,5 @@
-// From torch tensors to what the kernels take. The Python API has told the user what is wrong with an
-// argument; here the same call may come straight from torch.ops, so everything that memory safety rests on is
-// checked again.
+// From torch tensors to what the kernels take. Whatever is wrong with an argument is refused here, before
+// anything is written; the Python API checks only where one is refused, to say which and why.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -8,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <deque>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,6 +24,8 @@ Dtype dtype_of(const Tensor& tensor);
 Metric metric_of(const std::string& name);
 Reduce reduce_of(const std::string& name);
 
+// A tensor to write, no entry of which shares its memory with another.
+void check_written(const char* op, const Tensor& tensor);
 void check_same_length(const char* op, const Tensors& a, const Tensors& b);
 void check_same_sizes(const char* op, const Tensor& a, const Tensor& b);
 void check_same_device(const char* op, const Tensor& first, const Tensor& other);
@@ -42,6 +44,8 @@ Tensor new_output(const Tensor& like, const Ints& sizes, torch::headeronly::Scal
 
 // The tensor itself where it is contiguous, without the microsecond of a call through torch's dispatcher.
 Tensor as_contiguous(const Tensor& tensor);
+// The same, with a copy kept by `copies` for as long as it is worked on.
+const Tensor& contiguous_in(std::deque<Tensor>& copies, const Tensor& tensor);
 // Writes a contiguous copy back to the tensor that it was made from; nothing where no copy was made.
 void copy_back(Tensor& given, const Tensor& work);
 
@@ -68,11 +72,15 @@ struct MatrixView {
   Matrix matrix;
   Strides strides;
 
+  bool is_given() const { return work.get() == given.get(); }
   void commit();
 };
 MatrixView matrix_view(const Tensor& tensor);
 
-// A block of the op, -1 standing for the whole extent; checked to divide the matrix.
+// A block of the op, -1 standing for the whole extent (an empty one counts as 1); checked to divide the
+// matrix.
 Block block_of(const char* op, const Ints& block, const Matrix& matrix);
+// One entry for each block of a matrix.
+void check_grid(const char* op, const Tensor& tensor, int64_t rows, int64_t cols);
 
 }  // namespace pruneops::ops

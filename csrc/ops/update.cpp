@@ -38,21 +38,20 @@ class Updates {
  public:
   Updates(const char* op, const UpdateRule& rule, const Tensors& scores, const Tensors& weights,
           const Tensors& grads, Order order) {
-    flats_.reserve(scores.size());
+    entries_.reserve(scores.size());
     for (size_t i = 0; i < scores.size(); ++i) {
       const auto [weight, grad] = inputs_of(rule.metric, weights, grads, i);
-      Tensors together{scores[i]};
-      if (weight) together.push_back(*weight);
-      if (grad) together.push_back(*grad);
-      for (const Tensor& tensor : together) check_same_sizes(op, scores[i], tensor);
-      check_same_device(op, scores[0], together);
-      const FlatTensors& flat = flats_.emplace_back(together, order);
-      UpdateTensor entry{flat[0].data_ptr(), nullptr,    nullptr,   flat[0].numel(),
-                         dtype_of(flat[0]),  Dtype::f32, Dtype::f32};
-      if (weight) entry.weight = flat[1].data_ptr(), entry.weight_dtype = dtype_of(flat[1]);
-      const size_t last = together.size() - 1;
-      if (grad) entry.grad = flat[last].data_ptr(), entry.grad_dtype = dtype_of(flat[last]);
-      entries_.push_back(entry);
+      check_written(op, scores[i]);
+      bool contiguous = scores[i].is_contiguous();
+      for (const Tensor* tensor : {weight, grad}) {
+        if (!tensor) continue;
+        check_same_sizes(op, scores[i], *tensor);
+        check_same_device(op, scores[0], *tensor);
+        contiguous &= tensor->is_contiguous();
+      }
+      check_same_device(op, scores[0], scores[i]);
+      entries_.push_back(contiguous ? entry_of(scores[i], weight, grad)
+                                    : flat_entry(scores[i], weight, grad, order));
     }
   }
 
@@ -63,7 +62,24 @@ class Updates {
   }
 
  private:
-  std::vector<FlatTensors> flats_;
+  static UpdateTensor entry_of(const Tensor& score, const Tensor* weight, const Tensor* grad) {
+    UpdateTensor entry{score.data_ptr(), nullptr,    nullptr,   score.numel(),
+                       dtype_of(score),  Dtype::f32, Dtype::f32};
+    if (weight) entry.weight = weight->data_ptr(), entry.weight_dtype = dtype_of(*weight);
+    if (grad) entry.grad = grad->data_ptr(), entry.grad_dtype = dtype_of(*grad);
+    return entry;
+  }
+  // Of tensors that have to be brought into one order.
+  UpdateTensor flat_entry(const Tensor& score, const Tensor* weight, const Tensor* grad, Order order) {
+    Tensors together{score};
+    if (weight) together.push_back(*weight);
+    if (grad) together.push_back(*grad);
+    const size_t last = together.size() - 1;
+    const FlatTensors& flat = flats_.emplace_back(std::move(together), order);
+    return entry_of(flat[0], weight ? &flat[1] : nullptr, grad ? &flat[last] : nullptr);
+  }
+
+  std::deque<FlatTensors> flats_;  // those that are not contiguous
   std::vector<UpdateTensor> entries_;
 };
 
@@ -108,13 +124,17 @@ void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::stri
   // Ties are broken in row-major order, so the scores must be in it.
   Updates updates(op, rule, scores, weights, grads, Order::row_major);
   std::vector<SelectTensor> entries;
-  std::vector<FlatTensors> masks;
-  masks.reserve(out.size());
+  std::deque<FlatTensors> masks;
+  entries.reserve(out.size());
   int64_t total = 0;
   for (size_t i = 0; i < out.size(); ++i) {
+    check_type(op, out[i], out[0].scalar_type());
     check_mask(op, scores[i], out[i]);
+    check_written(op, out[i]);
     SelectTensor& entry = entries.emplace_back(stored_scores(updates.entries()[i]));
-    entry.mask = static_cast<uint8_t*>(masks.emplace_back(Tensors{out[i]}, Order::row_major)[0].data_ptr());
+    const Tensor& mask =
+        out[i].is_contiguous() ? out[i] : masks.emplace_back(Tensors{out[i]}, Order::row_major)[0];
+    entry.mask = static_cast<uint8_t*>(mask.data_ptr());
     entry.packed = out[i].scalar_type() == torch::headeronly::ScalarType::Byte;
     total += entry.numel;
   }
@@ -140,8 +160,9 @@ namespace {
 // Block scores of one list of (score, weight, grad), scores being contiguous.
 void update_blocks(const char* op, const Tensors& scores, const Tensors& weights, const Tensors& grads,
                    const Ints& block, const UpdateRule& rule) {
-  std::vector<MatrixView> views;
+  std::deque<Tensor> copies;
   std::vector<BlockTensor> entries;
+  entries.reserve(scores.size());
   for (size_t i = 0; i < scores.size(); ++i) {
     const auto [weight, grad] = inputs_of(rule.metric, weights, grads, i);
     if (weight && grad) check_same_sizes(op, *weight, *grad);
@@ -152,18 +173,16 @@ void update_blocks(const char* op, const Tensors& scores, const Tensors& weights
       if (!input) continue;
       check_same_device(op, scores[0], scores[i]);
       check_same_device(op, scores[0], *input);
-      const MatrixView& view = views.emplace_back(matrix_view(*input));
+      const MatrixView view = matrix_view(*input);
+      if (!view.is_given()) copies.push_back(view.work);
       entry.matrix = view.matrix;
       (input == weight ? entry.weight : entry.grad) = view.work.data_ptr();
       (input == weight ? entry.weight_strides : entry.grad_strides) = view.strides;
       (input == weight ? entry.weight_dtype : entry.grad_dtype) = dtype_of(*input);
     }
     entry.block = block_of(op, block, entry.matrix);
-    if (entry.matrix.rows * entry.matrix.cols == 0) continue;
-    STD_TORCH_CHECK(scores[i].numel() == entry.grid_rows() * entry.grid_cols(), op, ": scores[", i, "] has ",
-                    scores[i].numel(), " entries for ", entry.grid_rows(), " x ", entry.grid_cols(),
-                    " blocks");
-    entries.push_back(entry);
+    check_grid(op, scores[i], entry.grid_rows(), entry.grid_cols());
+    if (entry.matrix.rows * entry.matrix.cols > 0) entries.push_back(entry);
   }
   if (entries.empty()) return;
   const auto count = static_cast<int64_t>(entries.size());
@@ -193,7 +212,11 @@ void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints b
                         scalar_pointer(kBlockUpdate, found_inf, scores[0]),
                         skip_nonfinite};
   Tensors work;
-  for (const Tensor& score : scores) work.push_back(as_contiguous(score));
+  work.reserve(scores.size());
+  for (const Tensor& score : scores) {
+    check_written(kBlockUpdate, score);
+    work.push_back(as_contiguous(score));
+  }
   update_blocks(kBlockUpdate, work, weights, grads, block, rule);
   for (size_t i = 0; i < scores.size(); ++i) copy_back(scores[i], work[i]);
 }
@@ -202,8 +225,7 @@ Tensor block_reduce(Tensor score, Ints block, std::string reduce) {
   using torch::headeronly::ScalarType;
   const Matrix matrix = matrix_view(score).matrix;
   const Block size = block_of("block_reduce", block, matrix);
-  // A whole extent of 0 has no blocks.
-  const Ints grid = {size.n > 0 ? matrix.rows / size.n : 0, size.m > 0 ? matrix.cols / size.m : 0};
+  const Ints grid = {matrix.rows / size.n, matrix.cols / size.m};
   const auto type = dtype_of(score) == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
   Tensor reduced = new_output(score, grid, type);
   const UpdateRule rule{Metric::stored, reduce_of(reduce), 0.0, 1.0, nullptr, nullptr, false};

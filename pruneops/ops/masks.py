@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._checks import Checker
 from .._library import packed_size
-from .common import OPS, TensorOrList, Tensors, mark_written
+from .common import OPS, TensorOrList, Tensors, checked, mark_written
 
 
 def empty_masks(scores: TensorOrList, *, packed: bool = False) -> TensorOrList:
@@ -85,22 +85,30 @@ def apply_masks_(tensors: TensorOrList, masks: Tensors, *, block: Sequence[int] 
         >>> apply_masks_(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
         tensor([1., 0.])
     """
-    check = Checker("apply_masks_")
+    return checked("apply_masks_", _apply_masks, tensors, masks, block)
+
+
+def _apply_masks(check: Checker, tensors: TensorOrList, masks: Tensors, block: Sequence[int] | None) -> TensorOrList:
     tensor_list, mask_list = check.tensors("tensors", tensors), check.tensors("masks", masks)
     check.same_length("masks", mask_list, "tensors", tensor_list)
     size = None if block is None else check.block(block)
-    for i, (tensor, mask) in enumerate(zip(tensor_list, mask_list, strict=True)):
+    if check.thorough:
+        _check_masks(check, tensor_list, mask_list, size)
+    if tensor_list:
+        check.run(OPS.apply_masks_, tensor_list, mask_list, size)
+        mark_written(tensor_list)
+    return tensors
+
+
+def _check_masks(check: Checker, tensors: list[Tensor], masks: list[Tensor], block: tuple[int, int] | None) -> None:
+    for i, (tensor, mask) in enumerate(zip(tensors, masks, strict=True)):
         check.written("tensors", tensor, i)
-        if size is None:
+        if block is None:
             check.mask_for("masks", mask, "tensors", tensor, i)
         else:
             check.dtype("masks", mask, torch.bool, i)
-            check.shape("masks", mask, check.divides("tensors", tensor.shape, size, i), i)
-    check.same_device(tensors=tensor_list, masks=mask_list)
-    if tensor_list:
-        OPS.apply_masks_(tensor_list, mask_list, size)
-        mark_written(tensor_list)
-    return tensors
+            check.shape("masks", mask, check.divides("tensors", tensor.shape, block, i), i)
+    check.same_device(tensors=tensors, masks=masks)
 
 
 def pack_mask(mask: Tensor) -> Tensor:

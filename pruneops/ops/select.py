@@ -9,14 +9,14 @@ from torch import Tensor
 
 from .._checks import SELECT_METRICS, Checker
 from .._library import compute_dtype, digit_rounds
-from .common import OPS, TensorOrList, Tensors, check_inputs, masks_for, written
+from .common import OPS, TensorOrList, Tensors, check_inputs, checked, masks_for, written
 
 
 class _Selection:
     """The checked inputs of a selection: what the scores are made of, and how many there are."""
 
-    def __init__(self, op: str, scores: Tensors, metric: str | None, grads: Any, input_norm: Any) -> None:
-        self.check = check = Checker(op)
+    def __init__(self, check: Checker, scores: Tensors, metric: str | None, grads: Any, input_norm: Any) -> None:
+        self.check = check
         self.scores = check.tensors("scores", scores)
         self.metric = metric
         self.grads: list[Tensor] = []
@@ -25,10 +25,9 @@ class _Selection:
             _, self.grads = check.reads(metric, SELECT_METRICS, self.scores, grads)
         elif grads is not None:
             check.fail("grads are read only with a metric")
-        self.total = 0
-        for i, score in enumerate(self.scores):
-            check.floating("scores", score, i)
-            self.total += score.numel()
+        if check.thorough:
+            for i, score in enumerate(self.scores):
+                check.floating("scores", score, i)
         if metric is not None and SELECT_METRICS[metric][1]:
             check_inputs(check, "grads", self.grads, self.scores)
         if metric == "wanda":
@@ -41,9 +40,15 @@ class _Selection:
             self.check.fail("metric 'wanda' needs input_norm, got None")
         self.norms = self.check.tensors("input_norm", input_norm)
         self.check.same_length("input_norm", self.norms, "scores", self.scores)
+        if not self.check.thorough:
+            return
         for i, (norm, score) in enumerate(zip(self.norms, self.scores, strict=True)):
             self.check.dtype("input_norm", norm, torch.float32, i)
             self.check.shape("input_norm", norm, score.shape[-1:] or (1,), i)
+
+    def total(self) -> int:
+        """Entries of all scores."""
+        return sum(map(Tensor.numel, self.scores))
 
     def check_device(self, **others: Any) -> None:
         """All inputs, and the others, are on one device."""
@@ -88,10 +93,14 @@ def kth_value(
         >>> kth_value([torch.tensor([3.0, 1.0]), torch.tensor([2.0])], 2)
         tensor(2.)
     """
-    select = _Selection("kth_value", scores, metric, grads, input_norm)
+    return checked("kth_value", _kth_value, scores, k, metric, grads, input_norm)
+
+
+def _kth_value(check: Checker, scores: Tensors, k: int, metric: str | None, grads: Any, input_norm: Any) -> Tensor:
+    select = _Selection(check, scores, metric, grads, input_norm)
     select.check_device()
-    select.check.integer("k", k, 1, select.total)
-    return OPS.kth_value(select.scores, k, metric, select.grads, select.norms)
+    check.integer("k", k, 1, select.total())
+    return check.run(OPS.kth_value, select.scores, k, metric, select.grads, select.norms)
 
 
 def count_digits(
@@ -130,14 +139,20 @@ def count_digits(
         >>> counts.nonzero().tolist(), counts.sum().item()
         ([[0, 515], [0, 1532]], 3)
     """
-    select = _Selection("count_digits", scores, metric, grads, input_norm)
-    check = select.check
-    check.dtype("prefix", check.tensor("prefix", prefix), torch.int64)
-    if prefix.numel() != 1:
-        check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
-    check.integer("round", round, 0, digit_rounds(compute_dtype(*select.scores, *select.grads)) - 1)
-    select.check_device(prefix=prefix)
-    return OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
+    return checked("count_digits", _count_digits, scores, prefix, round, metric, grads, input_norm)
+
+
+def _count_digits(
+    check: Checker, scores: Tensors, prefix: Tensor, round: int, metric: str | None, grads: Any, input_norm: Any
+) -> Tensor:
+    select = _Selection(check, scores, metric, grads, input_norm)
+    if check.thorough:
+        check.dtype("prefix", check.tensor("prefix", prefix), torch.int64)
+        if prefix.numel() != 1:
+            check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
+        check.integer("round", round, 0, digit_rounds(compute_dtype(*select.scores, *select.grads)) - 1)
+        select.check_device(prefix=prefix)
+    return check.run(OPS.count_digits, select.scores, prefix, round, metric, select.grads, select.norms)
 
 
 def topk_mask(
@@ -182,12 +197,30 @@ def topk_mask(
         >>> topk_mask(torch.tensor([0.5, 2.0, 2.0, 1.0]), keep=1)
         tensor([False,  True, False, False])
     """
-    select = _Selection("topk_mask", scores, metric, grads, input_norm)
-    select.check.choice("ties", ties, ("exact", "threshold"))
-    kept = select.check.sparsity_to_keep(keep, sparsity, select.total)
+    return checked(
+        "topk_mask", _topk_mask, scores, keep, sparsity, ties, packed, strict, out, metric, grads, input_norm
+    )
+
+
+def _topk_mask(
+    check: Checker,
+    scores: TensorOrList,
+    keep: int | None,
+    sparsity: float | None,
+    ties: str,
+    packed: bool,
+    strict: bool,
+    out: TensorOrList | None,
+    metric: str | None,
+    grads: Any,
+    input_norm: Any,
+) -> TensorOrList:
+    select = _Selection(check, scores, metric, grads, input_norm)
+    check.choice("ties", ties, ("exact", "threshold"))
+    kept = check.sparsity_to_keep(keep, sparsity, select.total())
     masks = select.outputs(packed, out)
     if masks:
-        OPS.topk_mask(select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
+        check.run(OPS.topk_mask, select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
     return written(masks, scores, out)
 
 
@@ -221,8 +254,22 @@ def row_topk_mask(
         >>> row_topk_mask(torch.tensor([[1.0, 3.0, 2.0]]), keep=2)
         tensor([[False,  True,  True]])
     """
-    select = _single_selection("row_topk_mask", score, metric, grads, input_norm, out)
-    kept = select.check.sparsity_to_keep(keep, sparsity, score.shape[-1] if score.dim() else 1)
+    return checked("row_topk_mask", _row_topk_mask, score, keep, sparsity, packed, out, metric, grads, input_norm)
+
+
+def _row_topk_mask(
+    check: Checker,
+    score: Tensor,
+    keep: int | None,
+    sparsity: float | None,
+    packed: bool,
+    out: Tensor | None,
+    metric: str | None,
+    grads: Tensor | None,
+    input_norm: Tensor | None,
+) -> Tensor:
+    select = _single_selection(check, score, metric, grads, input_norm, out)
+    kept = check.sparsity_to_keep(keep, sparsity, score.shape[-1] if score.dim() else 1)
     return _mask_one(select, packed, out, OPS.row_topk_mask, kept)
 
 
@@ -257,26 +304,39 @@ def nm_mask(
         >>> nm_mask(torch.tensor([4.0, 1.0, 3.0, 2.0]), 2, 4)
         tensor([ True, False,  True, False])
     """
-    select = _single_selection("nm_mask", score, metric, grads, input_norm, out)
-    select.check.integer("m", m, 1)
-    select.check.integer("n", n, 0, m)
+    return checked("nm_mask", _nm_mask, score, n, m, packed, out, metric, grads, input_norm)
+
+
+def _nm_mask(
+    check: Checker,
+    score: Tensor,
+    n: int,
+    m: int,
+    packed: bool,
+    out: Tensor | None,
+    metric: str | None,
+    grads: Tensor | None,
+    input_norm: Tensor | None,
+) -> Tensor:
+    select = _single_selection(check, score, metric, grads, input_norm, out)
+    check.integer("m", m, 1)
+    check.integer("n", n, 0, m)
     columns = score.shape[-1] if score.dim() else 1
     if columns % m:
-        select.check.fail(f"the last dimension of score is {columns}, which m={m} does not divide")
+        check.fail(f"the last dimension of score is {columns}, which m={m} does not divide")
     return _mask_one(select, packed, out, OPS.nm_mask, n, m)
 
 
-def _single_selection(op: str, score: Any, metric: Any, grads: Any, input_norm: Any, out: Any) -> _Selection:
-    check = Checker(op)
+def _single_selection(check: Checker, score: Any, metric: Any, grads: Any, input_norm: Any, out: Any) -> _Selection:
     check.tensor("score", score)
     for name, value in (("grads", grads), ("input_norm", input_norm), ("out", out)):
         if value is not None:
             check.tensor(name, value)
-    return _Selection(op, score, metric, grads, input_norm)
+    return _Selection(check, score, metric, grads, input_norm)
 
 
 def _mask_one(select: _Selection, packed: bool, out: Tensor | None, op: Any, *how: int) -> Tensor:
     (mask,) = select.outputs(packed, out)
     score, grad, norm = select.single()
-    op(score, mask, *how, select.metric, grad, norm)
+    select.check.run(op, score, mask, *how, select.metric, grad, norm)
     return written([mask], score, out)

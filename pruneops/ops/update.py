@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from .._checks import BLOCK_METRICS, SCORE_METRICS, Checker
-from .common import OPS, TensorOrList, Tensors, check_inputs, mark_written, masks_for, written
+from .common import OPS, TensorOrList, Tensors, check_inputs, checked, mark_written, masks_for, written
 
 _REDUCES = ("mean", "sum", "max")
 
@@ -55,11 +55,16 @@ def update_scores_(
         >>> update_scores_(score, torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.5]), metric="snip", alpha=0.9)
         tensor([3., 1.])
     """
-    check = Checker("update_scores_")
+    rule = (alpha, beta, grad_scale, found_inf, skip_nonfinite)
+    return checked("update_scores_", _update_scores, scores, weights, grads, metric, rule)
+
+
+def _update_scores(
+    check: Checker, scores: TensorOrList, weights: Any, grads: Any, metric: str, rule: tuple[Any, ...]
+) -> TensorOrList:
     score_list = check.tensors("scores", scores)
     weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
-    _update(check, OPS.update_scores_, score_list, weight_list, grad_list, (metric,), alpha, beta,
-            grad_scale, found_inf, skip_nonfinite)  # fmt: skip
+    _update(check, OPS.update_scores_, score_list, weight_list, grad_list, (metric,), *rule)
     return scores
 
 
@@ -102,19 +107,36 @@ def update_topk_mask_(
         >>> update_topk_mask_(score, torch.tensor([1.0, -2.0, 3.0]), None, metric="magnitude", keep=2)
         tensor([False,  True,  True])
     """
-    check = Checker("update_topk_mask_")
+    rule = (alpha, beta, grad_scale, found_inf, skip_nonfinite)
+    return checked(
+        "update_topk_mask_", _update_topk_mask, scores, weights, grads, metric, rule, keep, sparsity, ties, packed, out
+    )
+
+
+def _update_topk_mask(
+    check: Checker,
+    scores: TensorOrList,
+    weights: Any,
+    grads: Any,
+    metric: str,
+    rule: tuple[Any, ...],
+    keep: int | None,
+    sparsity: float | None,
+    ties: str,
+    packed: bool,
+    out: TensorOrList | None,
+) -> TensorOrList:
     score_list = check.tensors("scores", scores)
     weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
     check.choice("ties", ties, ("exact", "threshold"))
-    kept = check.sparsity_to_keep(keep, sparsity, sum(score.numel() for score in score_list))
+    kept = check.sparsity_to_keep(keep, sparsity, sum(map(Tensor.numel, score_list)))
     masks = masks_for(check, score_list, packed, out)
     check.same_device(scores=score_list[:1], out=None if out is None else masks)
 
     def op(*arguments: Any) -> None:
         OPS.update_topk_mask_(*arguments, masks, kept, ties)
 
-    _update(check, op, score_list, weight_list, grad_list, (metric,), alpha, beta, grad_scale, found_inf,
-            skip_nonfinite)  # fmt: skip
+    _update(check, op, score_list, weight_list, grad_list, (metric,), *rule)
     return written(masks, scores, out)
 
 
@@ -159,7 +181,20 @@ def update_block_scores_(
         >>> update_block_scores_(torch.zeros(1, 2), torch.ones(4, 2), None, block=(4, 1), metric="magnitude")
         tensor([[1., 1.]])
     """
-    check = Checker("update_block_scores_")
+    rule = (alpha, beta, grad_scale, found_inf, skip_nonfinite)
+    return checked("update_block_scores_", _update_block_scores, scores, weights, grads, block, metric, reduce, rule)
+
+
+def _update_block_scores(
+    check: Checker,
+    scores: TensorOrList,
+    weights: Any,
+    grads: Any,
+    block: Sequence[int],
+    metric: str,
+    reduce: str,
+    rule: tuple[Any, ...],
+) -> TensorOrList:
     score_list = check.tensors("scores", scores)
     weight_list, grad_list = check.reads(metric, BLOCK_METRICS, weights, grads)
     check.choice("reduce", reduce, _REDUCES)
@@ -169,11 +204,11 @@ def update_block_scores_(
     check.same_length(first_name, firsts, "scores", score_list)
     if reads_weight and reads_grad:
         check_inputs(check, "grads", grad_list, weight_list, "weights")
-    for i, (score, first) in enumerate(zip(score_list, firsts, strict=True)):
-        check.floating(first_name, first, i)
-        check.shape("scores", score, check.divides(first_name, first.shape, size, i), i)
-    _update(check, OPS.update_block_scores_, score_list, weight_list, grad_list, (size, metric, reduce), alpha,
-            beta, grad_scale, found_inf, skip_nonfinite)  # fmt: skip
+    if check.thorough:
+        for i, (score, first) in enumerate(zip(score_list, firsts, strict=True)):
+            check.floating(first_name, first, i)
+            check.shape("scores", score, check.divides(first_name, first.shape, size, i), i)
+    _update(check, OPS.update_block_scores_, score_list, weight_list, grad_list, (size, metric, reduce), *rule)
     return scores
 
 
@@ -203,14 +238,15 @@ def _update(
 ) -> None:
     """The common end of both updates: the checks of what they share, then the operator."""
     alpha, beta = check.number("alpha", alpha), check.number("beta", beta)
-    for i, score in enumerate(scores):
-        check.floating("scores", score, i)
-        check.written("scores", score, i)
+    if check.thorough:
+        for i, score in enumerate(scores):
+            check.floating("scores", score, i)
+            check.written("scores", score, i)
     check.optional_scalar("grad_scale", grad_scale)
     check.optional_scalar("found_inf", found_inf)
     check.same_device(scores=scores, weights=weights, grads=grads, grad_scale=grad_scale, found_inf=found_inf)
     if scores:
-        op(scores, weights, grads, *how, alpha, beta, grad_scale, found_inf, bool(skip_nonfinite))
+        check.run(op, scores, weights, grads, *how, alpha, beta, grad_scale, found_inf, bool(skip_nonfinite))
         mark_written(scores)
 
 

@@ -296,6 +296,60 @@ def test_refused(op, args, how, error, message):
 SHARED = "is an expanded view; entries that share memory cannot be written"
 
 
+class Marked(torch.Tensor):
+    """A tensor of a class of its own, which torch hands to Python and not to compiled operators."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def marked(*shape):
+    return f(*shape).as_subclass(Marked)
+
+
+BYTES = torch.ones(1, dtype=torch.uint8)
+TWO_BLOCKS = [f(2, 2), f(2, 2)]
+
+
+@pytest.mark.parametrize(("op", "args", "how", "error", "message"), [
+    # Of hundreds of tensors any may be wrong: the last one here, where the compiled operators look by themselves.
+    ("update_scores_", ([f(2, 2)] * 2, [f(2, 2), sparse(2, 2)], None), {"metric": "magnitude"}, TypeError,
+     "weights[1] must be a dense tensor, got layout torch.sparse_coo"),
+    ("update_scores_", ([f(2), f(2)], [f(2), on_meta(2)], None), {"metric": "magnitude"}, ValueError,
+     "weights[1] is on meta, scores[0] is on cpu"),
+    ("update_scores_", ([f(2), f(2)], [f(2), marked(3)], None), {"metric": "magnitude"}, ValueError,
+     "weights[1] has shape [3], scores[1] has shape [2]"),
+    ("topk_mask", ([f(2), sparse(2, 2)],), {"keep": 1}, TypeError,
+     "scores[1] must be a dense tensor, got layout torch.sparse_coo"),
+    ("topk_mask", ([f(2), marked(2).int()],), {"keep": 1}, TypeError, f"scores[1] {FLOATS} torch.int32"),
+    ("topk_mask", ([f(2), f(2)],), {"keep": 1, "out": [b(2), BYTES.clone()]}, TypeError,
+     "out[1] must be torch.bool, got torch.uint8"),
+    ("topk_mask", ([f(2), f(2)],), {"keep": 1, "packed": True, "out": [BYTES.clone(), b(2)]}, TypeError,
+     "out[1] must be torch.uint8, got torch.bool"),
+    ("topk_mask", ([f(2), f(2)],), {"keep": 1, "packed": True, "out": [BYTES.clone(), BYTES.reshape(1, 1)]}, ValueError,
+     "out[1] has shape [1, 1], expected [1]"),
+    ("topk_mask", ([f(2, 3)] * 2,), {"keep": 1, "metric": "wanda", "input_norm": [f(3), f(1, 3)]}, ValueError,
+     "input_norm[1] has shape [1, 3], expected [3]"),
+    ("topk_mask", ([f(2)] * 2,), {"keep": 1, "metric": "fisher", "grads": [f(2)] * 3}, ValueError,
+     "grads has 3 tensors, scores has 2"),
+    ("kth_value", ([f(2), on_meta(2)], 1), {}, ValueError, "scores[1] is on meta, scores[0] is on cpu"),
+    ("update_topk_mask_", ([f(2)] * 2, [f(2)] * 2, None),
+     {"metric": "magnitude", "keep": 1, "out": [b(2), BYTES.clone()]}, TypeError,
+     "out[1] must be torch.bool, got torch.uint8"),
+    ("apply_masks_", ([f(2), f(8)], [b(2), BYTES.reshape(1, 1)]), {}, ValueError,
+     "masks[1] has shape [1, 1], expected [1]"),
+    ("apply_masks_", ([f(4, 4), f(4, 4)], [b(2, 2), b(1, 4)]), {"block": (2, 2)}, ValueError,
+     "masks[1] has shape [1, 4], expected [2, 2]"),
+    ("apply_masks_", ([f(4, 4), f(0, 4)], [b(2, 2), b(0, 3)]), {"block": (2, 2)}, ValueError,
+     "masks[1] has shape [0, 3], expected [0, 2]"),
+    ("update_block_scores_", (TWO_BLOCKS, [f(4, 4), f(2, 8)], None), {"metric": "magnitude", "block": (2, 2)},
+     ValueError, "scores[1] has shape [2, 2], expected [1, 4]"),
+    ("update_block_scores_", ([f(2, 2), f(1, 0)], [f(4, 4), f(3, 0)], None), {"metric": "magnitude", "block": (2, 2)},
+     ValueError, "weights[1] has shape [3, 0], which the block (2, 2) does not divide"),
+])  # fmt: skip
+def test_the_last_of_several_is_refused(op, args, how, error, message):
+    refuse(op, args, how, error, message)
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("op", "name", "call"), [
     ("update_scores_", "scores", lambda x: ops.update_scores_(x, [f(1, 4)] * 2, None, metric="magnitude")),
