@@ -14,8 +14,8 @@ int64_t byte_blocks(int64_t numel) {
 }  // namespace
 
 cudaError_t apply_masks(const MaskTensor* tensors, int64_t count, cudaStream_t stream) {
-  return for_each_table(tensors, count, flat_tiles<MaskTensor>, kEvery, [&](const auto& table) {
-    return launch(apply_masks_kernel, table.tiles(), stream, table);
+  return for_each_fitting_table(tensors, count, flat_tiles<MaskTensor>, kEvery, [&](const auto& table) {
+    return launch(apply_masks_kernel<table.kCapacity>, table.tiles(), stream, table);
   });
 }
 

@@ -95,8 +95,9 @@ __device__ __forceinline__ bool zero_whole_tile(const MaskTensor& t, int64_t beg
   return true;
 }
 
+template <int64_t kMost>
 __global__ void __launch_bounds__(kThreads)
-    apply_masks_kernel(const __grid_constant__ Table<MaskTensor> table) {
+    apply_masks_kernel(const __grid_constant__ Table<MaskTensor, kMost> table) {
   for_each_flat_tile(table, [&](const MaskTensor& t, int64_t begin, int64_t end, int64_t) {
     if (zero_whole_tile(t, begin, end)) return;
     for_each_vector(begin, end, [&](int64_t at, int n) {

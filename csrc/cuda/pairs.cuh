@@ -7,10 +7,19 @@
 #if defined(__CUDA_ARCH__)
 #if __CUDA_ARCH__ >= 900
 #define PRUNEOPS_PAIRS
+#else
+#define PRUNEOPS_NO_PAIRS
 #endif
 #endif
 
 namespace pruneops::cuda {
+
+// Whether that is worth comparing one score several times.
+#if defined(PRUNEOPS_NO_PAIRS)
+constexpr bool kHasPairs = false;
+#else
+constexpr bool kHasPairs = true;
+#endif
 
 constexpr uint32_t kPairOfNan = 0x7fff7fffu, kPairMagnitude = 0x7fff7fffu;
 
@@ -66,10 +75,22 @@ __device__ __forceinline__ int count_from(const uint32_t (&pairs)[kCount][kPairs
 #pragma unroll
   for (int v = 0; v < kCount; ++v) {
 #pragma unroll
-    for (int p = 0; p < kPairs; ++p) count += __popc(are_from(pairs[v][p], threshold)) / 16;
+    for (int p = 0; p < kPairs; ++p) {
+      count += first_of(pairs[v][p]) >= first_of(threshold);
+      count += second_of(pairs[v][p]) >= second_of(threshold);
+    }
   }
   return count;
 #endif
+}
+
+// Whether any of a vector is not below `low`, but below `behind`.
+__device__ __forceinline__ bool any_between(const uint32_t (&pairs)[kVector / 2], uint32_t low,
+                                            uint32_t behind) {
+  uint32_t any = 0;
+#pragma unroll
+  for (int p = 0; p < kVector / 2; ++p) any |= are_from(pairs[p], low) ^ are_from(pairs[p], behind);
+  return any != 0;
 }
 
 // The mask of a vector: what is not below a threshold.

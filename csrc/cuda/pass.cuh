@@ -63,6 +63,23 @@ struct Sieve {
   }
 };
 
+// The sieve for pairs of bfloat16, whose vectors stay as they lie in memory but where they are near.
+struct PairEnds {
+  int are_numbers;  // and no bool, behind which there would be bytes that nobody writes
+  uint32_t split;
+  uint32_t low;
+  uint32_t behind;  // the high end
+
+  template <class T>
+  __device__ void find(const Bracket<Key<T>>& ends) {
+    const auto from = [](Key<T> key) { return pair_from(static_cast<float>(key_to_score<T>(key))); };
+    are_numbers = is_finite(key_to_score<T>(ends.low)) && is_finite(key_to_score<T>(ends.high));
+    split = from(split_of<T>(ends));
+    low = from(ends.low);
+    behind = from(static_cast<Key<T>>(ends.high + 1));
+  }
+};
+
 // Vectors of a warp that are near the bracket, to be looked at by all its lanes, a score each: in the lanes
 // that they are found in, eight scores would be looked at one after another, while most lanes wait.
 template <class T>
@@ -80,11 +97,15 @@ class NearQueue {
 
   // Whether the vectors of all lanes may not fit.
   __device__ __forceinline__ bool is_full() const { return count_ > vectors_.kCapacity - kWarp; }
-  __device__ __forceinline__ void take(bool is_near, const T (&scores)[kVector], unsigned place) {
+  // Takes the vectors of the lanes that are near; scores_of(scores) makes the scores of one.
+  template <class F>
+  __device__ __forceinline__ void take(bool is_near, unsigned place, const F& scores_of) {
     const unsigned lanes = __ballot_sync(kAllLanes, is_near);
     if (lanes == 0) return;
     if (is_near) {
       const unsigned at = count_ + __popc(lanes & ((1u << (threadIdx.x % kWarp)) - 1));
+      T scores[kVector];
+      scores_of(scores);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) vectors_.scores[at * kVector + i] = scores[i];
       vectors_.places[at] = static_cast<uint16_t>(place);
@@ -206,11 +227,11 @@ class Runs {
       return;
     }
     visit_flat_tile(table, stage.number, [&](const Tensor& t, int64_t begin, int64_t end) {
-      const auto collect = [&](const auto& batch, const auto& scores_of) {
+      const auto collect = [&](const auto& batch, const auto& held) {
 #pragma unroll
         for (int v = 0; v < batch.kSize; ++v) {
           T scores[kVector];
-          scores_of(v, scores);
+          held.take(v, scores);
 #pragma unroll
           for (int i = 0; i < kVector; ++i) {
             if (i >= batch.size(v)) continue;
@@ -297,6 +318,7 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
   using Inside = std::conditional_t<kCollect, Runs<T, Source>, InsideCounts<T, Source>>;
   __shared__ Deciding<K> deciding;
   __shared__ Bracket<K> bracket;
+  __shared__ PairEnds pair_ends;
   __shared__ unsigned long long ties_of_block[2];  // with the low end, and with the high one
   __shared__ NearVectors<T> near[kWarps];
   __shared__ typename Inside::Shared found;
@@ -304,6 +326,7 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
   if (is_first_thread()) work.state->bracket = ends;
   if (threadIdx.x == 0) {
     bracket = ends;
+    pair_ends.find<T>(ends);
     ties_of_block[0] = ties_of_block[1] = 0;
   }
   Inside inside(found, work, ends);
@@ -311,34 +334,49 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
   const Sieve<T> sieve(bracket);
   unsigned kept = 0;
   for_each_flat_tile(table, [&](const auto& t, int64_t begin, int64_t end, int64_t number) {
-    const int64_t next = number + gridDim.x;
-    if (next < table.base_tile + table.tiles()) {
-      visit_flat_tile(table, next,
-                      [&](const auto& later, int64_t from, int64_t to) { source.ask_for(later, from, to); });
-    }
     unsigned ties = 0;
-    const auto part = [&](const auto& batch, const auto& scores_of) {
+    const auto part = [&](const auto& batch, const auto& held) {
       MaskWords masks[batch.kSize];
       const auto first = static_cast<unsigned>(batch.begin - begin);
       NearQueue<T> queue(near[threadIdx.x / kWarp]);
+      // parts(v, mask) says whether vector v is near, and makes its mask.
+      const auto pass = [&](const auto& parts) {
 #pragma unroll
-      for (int v = 0; v < batch.kSize; ++v) {
-        const int n = batch.size(v);
-        T scores[kVector];
-        scores_of(v, scores);
-        masks[v] = sieve.keep(scores);
-        if (sieve.is_one) {
-          ties += kLowTie * sieve.ties(scores).count(n);
-          continue;
-        }
-        queue.take(n > 0 && !sieve.is_far(scores), scores, first + batch.offset(v));
-        if (v + 1 < batch.kSize && !queue.is_full()) continue;
-        queue.look([&](T score, unsigned place) {
-          if (!batch.kAreWhole && begin + place >= end) return;
-          ties += sieve.look(score, [&](K key) {
-            kept -= score >= sieve.split;
-            inside.add(key, place);
+        for (int v = 0; v < batch.kSize; ++v) {
+          const bool is_near = parts(v, masks[v]);
+          queue.take(is_near, first + batch.offset(v), [&](auto& scores) { held.take(v, scores); });
+          if (v + 1 < batch.kSize && !queue.is_full()) continue;
+          queue.look([&](T score, unsigned place) {
+            if (!batch.kAreWhole && begin + place >= end) return;
+            ties += sieve.look(score, [&](K key) {
+              kept -= score >= sieve.split;
+              inside.add(key, place);
+            });
           });
+        }
+      };
+      if (sieve.is_one) {
+#pragma unroll
+        for (int v = 0; v < batch.kSize; ++v) {
+          T scores[kVector];
+          held.take(v, scores);
+          masks[v] = sieve.keep(scores);
+          ties += kLowTie * sieve.ties(scores).count(batch.size(v));
+        }
+      } else if (held.kArePairs && pair_ends.are_numbers) {
+        if constexpr (held.kArePairs) {
+          const PairEnds ends = pair_ends;
+          pass([&](int v, MaskWords& mask) {
+            mask = mask_from(held.pairs(v), ends.split);
+            return any_between(held.pairs(v), ends.low, ends.behind);
+          });
+        }
+      } else {
+        pass([&](int v, MaskWords& mask) {
+          T scores[kVector];
+          held.take(v, scores);
+          mask = sieve.keep(scores);
+          return batch.size(v) > 0 && !sieve.is_far(scores);
         });
       }
       kept += count_kept(batch, masks);

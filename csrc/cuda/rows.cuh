@@ -71,13 +71,30 @@ __device__ __forceinline__ auto search_row(const Row& row, int k, int size, Key<
 
 // ---- the mask
 
+// Writes the masks of what is held; whether each is one access of memory is looked at once for all.
+template <class Places, int kCount>
+__device__ __forceinline__ void store_masks(const SelectTensor& t, const Places& places,
+                                            const MaskWords (&masks)[kCount]) {
+  uint8_t* const first = t.mask + places.at(0);
+  if (!t.packed && places.size % kVector == 0 && is_aligned(first, kVector)) {
+#pragma unroll
+    for (int v = 0; v < kCount; ++v) {
+      if (places.left(v) > 0) masks[v].store(first + (places.first(v) - places.first(0)));
+    }
+    return;
+  }
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) {
+    if (places.left(v) > 0) store_mask(t, places.at(v), places.left(v), masks[v]);
+  }
+}
+
 template <class Held, class T>
 __device__ __forceinline__ void write_from(const SelectTensor& t, const Held& held, T from) {
-  const auto places = held.places.anew();
+  MaskWords masks[Held::kVectors];
 #pragma unroll
-  for (int v = 0; v < held.kVectors; ++v) {
-    if (places.left(v) > 0) store_mask(t, places.at(v), places.left(v), held.keep_from(v, from));
-  }
+  for (int v = 0; v < held.kVectors; ++v) masks[v] = held.keep_from(v, from);
+  store_masks(t, held.places.anew(), masks);
 }
 
 // Of the entries of a mask, keeps the first. In a loop, as this is done in one cell of a row.
@@ -112,20 +129,19 @@ __device__ __forceinline__ int write_cut(const SelectTensor& t, const Held& held
     }
   }
   const Cut cut = group.cut(own, first_ties);
-  const auto places = held.places.anew();
 #pragma unroll
   for (int v = 0; v < held.kVectors; ++v) {
-    MaskWords keep, ties;
+    MaskWords ties;
 #pragma unroll
     for (int w = 0; w < MaskWords::kWords; ++w) ties.words[w] = ties_of(marks[v].words[w]);
     if (group.cell(v) == cut.cell) keep_first(ties, cut.rest - warp_scan(own[v]).before);
 #pragma unroll
     for (int w = 0; w < MaskWords::kWords; ++w) {
-      keep.words[w] =
+      marks[v].words[w] =
           (marks[v].words[w] & MaskWords::kOnes) | (group.cell(v) <= cut.cell ? ties.words[w] : 0);
     }
-    if (places.left(v) > 0) store_mask(t, places.at(v), places.left(v), keep);
   }
+  store_masks(t, held.places.anew(), marks);
   return cut.total < first_ties ? first_ties - cut.total : 0;
 }
 

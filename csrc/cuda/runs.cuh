@@ -73,9 +73,9 @@ __device__ __forceinline__ void for_each_run(const SelectWork<K>& work, int64_t 
 }
 
 // The same for the tiles of a table, over all warps.
-template <class K, class F>
-__device__ __forceinline__ void for_each_run(const Table<SelectTensor>& table, const SelectWork<K>& work,
-                                             const F& f) {
+template <int64_t kMost, class K, class F>
+__device__ __forceinline__ void for_each_run(const Table<SelectTensor, kMost>& table,
+                                             const SelectWork<K>& work, const F& f) {
   const int64_t warp = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps * kRunTiles;
   const int64_t end = table.base_tile + table.tiles();

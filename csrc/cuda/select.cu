@@ -13,7 +13,8 @@ namespace {
 #endif
 constexpr SelectLimits kLimits = PRUNEOPS_SELECT_LIMITS;
 
-constexpr auto kEvery = [](const SelectTensor&) { return true; };
+constexpr auto kEvery = [](const auto&) { return true; };
+constexpr auto kTiles = [](const auto& tensor) { return flat_tiles(tensor); };
 
 // One selection: its tensors, and the launches that it is made of.
 template <class T>
@@ -54,14 +55,16 @@ class Selecting {
   }
 
   cudaError_t write_masks(bool prune_ties) const {
-    PRUNEOPS_RETURN_IF_ERROR(for_each_part_table(tensors_, [&](const auto& table) {
-      return launch_resident(count_ties_kernel<T>, table.tiles(), kTileBlocks<T>, stream_, table, metric_,
-                             work_);
+    PRUNEOPS_RETURN_IF_ERROR(for_each_fitting_table([&](const auto& table) {
+      return launch_resident(count_ties_kernel<T, table.kCapacity>, table.tiles(), kTileBlocks<T>, stream_,
+                             table, metric_, work_);
     }));
+    PRUNEOPS_RETURN_IF_ERROR(for_each_fitting_table([&](const auto& table) {
+      return launch_resident(write_mask_kernel<T, table.kCapacity>, table.tiles(), kWriteBlocks<T>, stream_,
+                             table, metric_, work_, prune_ties);
+    }));
+    if (!work_.collects) return cudaSuccess;
     return for_each_part_table(tensors_, [&](const auto& table) {
-      PRUNEOPS_RETURN_IF_ERROR(launch_resident(write_mask_kernel<T>, table.tiles(), kWriteBlocks<T>, stream_,
-                                               table, metric_, work_, prune_ties));
-      if (!work_.collects) return cudaSuccess;
       return launch_resident(patch_mask_kernel<K>, ceil_div(table.tiles(), kWarps * kRunTiles), kPatchBlocks,
                              stream_, table, work_, prune_ties);
     });
@@ -71,9 +74,12 @@ class Selecting {
   // f(table) for tables of all tensors, none of which shares a part with another.
   template <class Tensors, class F>
   cudaError_t for_each_part_table(const Tensors& tensors, const F& f) const {
-    const auto tiles = [](const auto& tensor) { return flat_tiles(tensor); };
-    const auto every = [](const auto&) { return true; };
-    return for_each_table(tensors, count_, tiles, every, f, work_.tiles_per_part);
+    return for_each_table(tensors, count_, kTiles, kEvery, f, work_.tiles_per_part);
+  }
+  // The same of the scores, with a small table where that holds all.
+  template <class F>
+  cudaError_t for_each_fitting_table(const F& f) const {
+    return cuda::for_each_fitting_table(tensors_, count_, kTiles, kEvery, f, work_.tiles_per_part);
   }
 
   cudaError_t clear() const {
@@ -104,11 +110,11 @@ class Selecting {
   cudaError_t rounds() const {
     for (int round = 0; round < Search<K>::kRounds; ++round) {
       bool first = true;
-      PRUNEOPS_RETURN_IF_ERROR(for_each_part_table(tensors_, [&](const auto& table) {
+      PRUNEOPS_RETURN_IF_ERROR(for_each_fitting_table([&](const auto& table) {
         const bool is_first = first;
         first = false;
-        return launch_resident(round_kernel<T>, table.tiles(), kTileBlocks<T>, stream_, table, metric_, work_,
-                               round, is_first);
+        return launch_resident(round_kernel<T, table.kCapacity>, table.tiles(), kTileBlocks<T>, stream_,
+                               table, metric_, work_, round, is_first);
       }));
     }
     return cudaSuccess;
@@ -202,8 +208,7 @@ cudaError_t count_digits(const SelectTensor* tensors, int64_t count, Metric metr
   const auto bytes = static_cast<size_t>(count * kBins) * sizeof(int64_t);
   PRUNEOPS_RETURN_IF_ERROR(cudaMemsetAsync(counts, 0, bytes, stream));
   const CountedTensors counted{tensors, reinterpret_cast<unsigned long long*>(counts), kBins};
-  const auto every = [](const CountedTensor&) { return true; };
-  return for_each_table(counted, count, flat_tiles<CountedTensor>, every, [&](const auto& table) {
+  return for_each_table(counted, count, kTiles, kEvery, [&](const auto& table) {
     return in_rank_type(wide, [&](auto rank) {
       using T = decltype(rank);
       return launch_resident(count_next_digits_kernel<T>, table.tiles(), kTileBlocks<T>, stream, table,

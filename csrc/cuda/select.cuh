@@ -46,9 +46,9 @@ __device__ __forceinline__ void for_each_key_vector(const K* keys, int64_t size,
 }
 
 // `first`: of the tables of a selection. What was collected is counted once.
-template <class T>
+template <class T, int64_t kMost>
 __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
-    round_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
+    round_kernel(const __grid_constant__ Table<SelectTensor, kMost> table, const Metric metric,
                  const SelectWork<Key<T>> work, const int round, const bool first) {
   using K = Key<T>;
   __shared__ Deciding<K> deciding;
@@ -130,9 +130,9 @@ __device__ __forceinline__ Ties place_of_ties(const SelectWork<K>& work, K thres
 }
 
 // Decides the threshold, and counts its ties in each part where some are kept and some are not.
-template <class T>
+template <class T, int64_t kMost>
 __global__ void __launch_bounds__(kThreads, kTileBlocks<T>)
-    count_ties_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
+    count_ties_kernel(const __grid_constant__ Table<SelectTensor, kMost> table, const Metric metric,
                       const SelectWork<Key<T>> work) {
   using K = Key<T>;
   __shared__ Deciding<K> deciding;
@@ -172,6 +172,19 @@ struct FindingCut {
   Cut cut;
 };
 
+// Of counts [begin, end), with `share` neighbours to a thread, the first thread whose counts reach `wanted`,
+// as the part that they begin with, and how many are wanted of them. Every thread of the block calls it.
+__device__ __forceinline__ Cut find_share(const unsigned* counts, int64_t begin, int64_t end, int64_t share,
+                                          int64_t wanted, FindingCut& shared) {
+  const int64_t first = min64(begin + threadIdx.x * share, end), last = min64(first + share, end);
+  long long own = 0;
+  for (int64_t p = first; p < last; ++p) own += counts[p];
+  const int64_t before = block_scan(own, shared.partial).before;
+  if (before < wanted && wanted <= before + own) shared.cut = {first, wanted - before};
+  __syncthreads();
+  return shared.cut;
+}
+
 // Every thread of the block calls it.
 template <class K>
 __device__ __forceinline__ Cut find_cut(const SelectWork<K>& work, const Search<K>& search, bool prune_ties,
@@ -181,17 +194,9 @@ __device__ __forceinline__ Cut find_cut(const SelectWork<K>& work, const Search<
   if (kept == search.selection.equal) return {work.parts, 0};
   const unsigned* ties = work.ties_of(place_of_ties(work, search.key()));
   const int64_t share = ceil_div(work.parts, kThreads);
-  const int64_t first = min64(threadIdx.x * share, work.parts), last = min64(first + share, work.parts);
-  long long own = 0;
-  for (int64_t p = first; p < last; ++p) own += ties[p];
-  int64_t before = block_scan(own, shared.partial).before;
-  if (before < kept && kept <= before + own) {
-    int64_t part = first;
-    for (; before + ties[part] < kept; ++part) before += ties[part];
-    shared.cut = {part, kept - before};
-  }
-  __syncthreads();
-  return shared.cut;
+  static_assert(kMaxParts < kThreads * (kThreads - 1), "a thread for each count of a share");
+  const Cut within = find_share(ties, 0, work.parts, share, kept, shared);
+  return find_share(ties, within.part, min64(within.part + share, work.parts), 1, within.ties, shared);
 }
 
 // ---- masks
@@ -239,12 +244,12 @@ template <class T>
 __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric, int64_t begin, int64_t end,
                                            Key<T> threshold, bool keep_ties) {
   const ScoreBound<T> least(keep_ties ? threshold : static_cast<Key<T>>(threshold + 1));
-  const auto write = [&](const auto& batch, const auto& scores_of) {
+  const auto write = [&](const auto& batch, const auto& held) {
     MaskWords masks[batch.kSize];
 #pragma unroll
     for (int v = 0; v < batch.kSize; ++v) {
       T scores[kVector];
-      scores_of(v, scores);
+      held.take(v, scores);
       masks[v] =
           mask_where([&](int i) { return scores[i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0);
     }
@@ -263,8 +268,8 @@ struct Writing {
 };
 
 // One block writes the tiles of the cut one after another.
-template <class T>
-__device__ __forceinline__ void write_cut(const Table<SelectTensor>& table, Metric metric,
+template <class T, int64_t kMost>
+__device__ __forceinline__ void write_cut(const Table<SelectTensor, kMost>& table, Metric metric,
                                           const Finish<Key<T>>& finish,
                                           unsigned long long (&partial)[kWarps]) {
   int64_t left = finish.cut.ties;
@@ -283,9 +288,9 @@ __device__ __forceinline__ void write_cut(const Table<SelectTensor>& table, Metr
   }
 }
 
-template <class T>
+template <class T, int64_t kMost>
 __global__ void __launch_bounds__(kThreads, kWriteBlocks<T>)
-    write_mask_kernel(const __grid_constant__ Table<SelectTensor> table, const Metric metric,
+    write_mask_kernel(const __grid_constant__ Table<SelectTensor, kMost> table, const Metric metric,
                       const SelectWork<Key<T>> work, const bool prune_ties) {
   using K = Key<T>;
   __shared__ Writing<T> shared;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fused.cuh"
+#include "pairs.cuh"
 #include "scores.cuh"
 #include "tile.cuh"
 
@@ -20,23 +21,41 @@ constexpr int kStoredBatch = sizeof(typename E::type) < sizeof(float) ? 2 * kBat
 template <class T>
 constexpr bool kHasFastWays = sizeof(T) == sizeof(float);
 
-// f(batch, scores_of) for the batches of a tile, with what take(batch, scores) has loaded. scores_of(v, out)
-// are the scores of vector v.
-template <class T, class Take, class F>
-__device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const Take& take, const F& f) {
+// The scores of a batch: of vector v.
+template <class T>
+struct BatchScores {
+  static constexpr bool kArePairs = false;
   T scores[kBatch][kVector];
-  const auto scores_of = [&](int v, T(&out)[kVector]) {
+
+  __device__ __forceinline__ void take(int v, T (&out)[kVector]) const {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) out[i] = scores[v][i];
-  };
+  }
+};
+
+// The same as they lie in memory, converted as they are used.
+template <class T, class E>
+struct StoredScoresOf {
+  static constexpr bool kArePairs = kHasPairs && std::is_same_v<E, Element<Dtype::bf16>>;
+  RawVector<E> raw[kStoredBatch<E>];
+
+  __device__ __forceinline__ void take(int v, T (&out)[kVector]) const { raw[v].convert(out); }
+  // Of bfloat16 (pairs.cuh).
+  __device__ __forceinline__ const uint32_t (&pairs(int v) const)[kVector / 2] { return raw[v].words; }
+};
+
+// f(batch, scores) for the batches of a tile, with what take(batch, scores) has loaded.
+template <class T, class Take, class F>
+__device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const Take& take, const F& f) {
+  BatchScores<T> held;
   constexpr int64_t kEntries = Batch<>::kEntries;
   if constexpr (kHasFastWays<T>) {
     if (end - begin == kTile) {
 #pragma unroll 1
       for (int at = 0; at < kTile; at += kEntries) {
         const Batch<true> batch{begin + at, begin + at + kEntries};
-        take(batch, scores);
-        f(batch, scores_of);
+        take(batch, held.scores);
+        f(batch, held);
       }
       return;
     }
@@ -44,20 +63,9 @@ __device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const
 #pragma unroll 1
   for (int64_t at = begin; at < end; at += kEntries) {
     const Batch<> batch{at, min64(at + kEntries, end)};
-    take(batch, scores);
-    f(batch, scores_of);
+    take(batch, held.scores);
+    f(batch, held);
   }
-}
-
-// Asks for `bytes` of memory, so that they wait in the second-level cache when it is their turn. All threads
-// call it.
-__device__ __forceinline__ void prefetch(const void* data, int64_t bytes) {
-#if defined(__CUDA_ARCH__)
-  constexpr int kLine = 128;
-  for (int64_t at = threadIdx.x * kLine; at < bytes; at += kThreads * kLine) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(data) + at));
-  }
-#endif
 }
 
 // As they are stored. Those of whole tiles are converted vector by vector, as they are used.
@@ -68,11 +76,7 @@ struct StoredScores {
   __device__ __forceinline__ T peek(const Tensor& t, int64_t at) const {
     return load_score<T>(t, Metric::stored, at);
   }
-  __device__ __forceinline__ void ask_for(const Tensor& t, int64_t begin, int64_t end) const {
-    const int64_t size = entry_bytes(t.weight_dtype);
-    prefetch(static_cast<const char*>(t.weight) + begin * size, (end - begin) * size);
-  }
-  // f(batch, scores_of) for the batches of a tile,
+  // f(batch, scores) for the batches of a tile,
   template <class T, class F>
   __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
     if (!kHasFastWays<T> || end - begin != kTile || !is_aligned(t.weight, 16)) {
@@ -88,10 +92,10 @@ struct StoredScores {
 #pragma unroll 1
         for (int at = 0; at < kTile; at += Stored::kEntries) {
           const Stored batch{begin + at, begin + at + Stored::kEntries};
-          RawVector<E> raw[Stored::kSize];
+          StoredScoresOf<T, E> held;
 #pragma unroll
-          for (int v = 0; v < Stored::kSize; ++v) raw[v].load(t.weight, batch.at(v));
-          f(batch, [&](int v, T(&out)[kVector]) { raw[v].convert(out); });
+          for (int v = 0; v < Stored::kSize; ++v) held.raw[v].load(t.weight, batch.at(v));
+          f(batch, held);
         }
       });
     }
@@ -112,7 +116,6 @@ struct MetricScores {
   __device__ __forceinline__ T peek(const Tensor& t, int64_t at) const {
     return load_score<T>(t, metric, at);
   }
-  __device__ __forceinline__ void ask_for(const Tensor&, int64_t, int64_t) const {}
   template <class T, class F>
   __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
     const auto take = [&](const auto& batch, auto& scores) { load_scores(t, metric, batch, scores); };
@@ -135,7 +138,6 @@ struct UpdatedScores {
     updated_scores_of(t.update, rule, at, 1, false, scores);
     return scores[0];
   }
-  __device__ __forceinline__ void ask_for(const Tensor&, int64_t, int64_t) const {}
   template <class T, class F>
   __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
     const auto take = [&](const auto& batch, auto& scores) {

@@ -13,9 +13,14 @@ namespace pruneops::cuda {
 constexpr int64_t kTableBytes = 31 * 1024;
 
 template <class Tensor>
+constexpr int64_t kManyTensors = (kTableBytes - 32) / static_cast<int64_t>(sizeof(Tensor) + sizeof(int64_t));
+// A launch takes twice as long with all that, so kernels that small calls wait for have one for few tensors
+// too.
+constexpr int64_t kFewTensors = 8;
+
+template <class Tensor, int64_t kMost = kManyTensors<Tensor>>
 struct Table {
-  static constexpr int64_t kCapacity =
-      (kTableBytes - 32) / static_cast<int64_t>(sizeof(Tensor) + sizeof(int64_t));
+  static constexpr int64_t kCapacity = kMost;
 
   int64_t count;
   int64_t base_tile;  // tiles of the tables before this one
@@ -48,8 +53,8 @@ int64_t flat_tiles(const Tensor& tensor) {
 }
 
 // f(tensor, tile of that tensor, tile of all tables) for the tiles of this thread block.
-template <class Tensor, class F>
-__device__ __forceinline__ void for_each_tile(const Table<Tensor>& table, const F& f) {
+template <class Tensor, int64_t kMost, class F>
+__device__ __forceinline__ void for_each_tile(const Table<Tensor, kMost>& table, const F& f) {
   for (int64_t tile = blockIdx.x; tile < table.tiles(); tile += gridDim.x) {
     const int64_t index = table.tensor_of(tile);
     f(table.tensors[index], tile - table.first_tile[index], table.base_tile + tile);
@@ -57,8 +62,9 @@ __device__ __forceinline__ void for_each_tile(const Table<Tensor>& table, const 
 }
 
 // f(tensor, begin, end) for one tile of flat tensors, by its number among those of all tables.
-template <class Tensor, class F>
-__device__ __forceinline__ void visit_flat_tile(const Table<Tensor>& table, int64_t number, const F& f) {
+template <class Tensor, int64_t kMost, class F>
+__device__ __forceinline__ void visit_flat_tile(const Table<Tensor, kMost>& table, int64_t number,
+                                                const F& f) {
   const int64_t tile = number - table.base_tile, index = table.tensor_of(tile);
   const Tensor& t = table.tensors[index];
   const int64_t begin = (tile - table.first_tile[index]) * kTile;
@@ -66,8 +72,8 @@ __device__ __forceinline__ void visit_flat_tile(const Table<Tensor>& table, int6
 }
 
 // f(tensor, begin, end, tile of all tables) for the tiles of flat tensors.
-template <class Tensor, class F>
-__device__ __forceinline__ void for_each_flat_tile(const Table<Tensor>& table, const F& f) {
+template <class Tensor, int64_t kMost, class F>
+__device__ __forceinline__ void for_each_flat_tile(const Table<Tensor, kMost>& table, const F& f) {
   for_each_tile(table, [&](const Tensor& t, int64_t tile, int64_t number) {
     f(t, tile * kTile, min64((tile + 1) * kTile, t.size()), number);
   });
@@ -75,18 +81,20 @@ __device__ __forceinline__ void for_each_flat_tile(const Table<Tensor>& table, c
 
 // f(table) for tables that hold all tensors with tiles and for which `chosen` holds, in order. `tensors[i]`
 // is tensor i. The numbers of the tiles of a table start at a multiple of `align`.
-template <class Tensors, class TilesOf, class Chosen, class F>
-cudaError_t for_each_table(const Tensors& tensors, int64_t count, const TilesOf& tiles_of,
-                           const Chosen& chosen, const F& f, int64_t align = 1) {
-  Table<std::decay_t<decltype(tensors[0])>> table;
+template <int64_t kMost, class Tensors, class TilesOf, class Chosen, class F>
+cudaError_t for_each_table_of(const Tensors& tensors, int64_t count, const TilesOf& tiles_of,
+                              const Chosen& chosen, const F& f, int64_t align) {
+  Table<std::decay_t<decltype(tensors[0])>, kMost> table;
   table.base_tile = 0;
   for (int64_t next = 0; next < count;) {
     table.count = 0;
     table.first_tile[0] = 0;
     for (; next < count && table.count < table.kCapacity; ++next) {
-      const int64_t tiles = tiles_of(tensors[next]);
-      if (tiles == 0 || !chosen(tensors[next])) continue;
-      table.tensors[table.count] = tensors[next];
+      const auto& tensor = tensors[next];
+      if (!chosen(tensor)) continue;
+      const int64_t tiles = tiles_of(tensor);
+      if (tiles == 0) continue;
+      table.tensors[table.count] = tensor;
       table.first_tile[table.count + 1] = table.first_tile[table.count] + tiles;
       ++table.count;
     }
@@ -95,6 +103,21 @@ cudaError_t for_each_table(const Tensors& tensors, int64_t count, const TilesOf&
     table.base_tile = ceil_div(table.base_tile + table.tiles(), align) * align;
   }
   return cudaSuccess;
+}
+
+template <class Tensors, class TilesOf, class Chosen, class F>
+cudaError_t for_each_table(const Tensors& tensors, int64_t count, const TilesOf& tiles_of,
+                           const Chosen& chosen, const F& f, int64_t align = 1) {
+  constexpr int64_t kMany = kManyTensors<std::decay_t<decltype(tensors[0])>>;
+  return for_each_table_of<kMany>(tensors, count, tiles_of, chosen, f, align);
+}
+
+// The same, with a small table where few tensors are given.
+template <class Tensors, class TilesOf, class Chosen, class F>
+cudaError_t for_each_fitting_table(const Tensors& tensors, int64_t count, const TilesOf& tiles_of,
+                                   const Chosen& chosen, const F& f, int64_t align = 1) {
+  if (count > kFewTensors) return for_each_table(tensors, count, tiles_of, chosen, f, align);
+  return for_each_table_of<kFewTensors>(tensors, count, tiles_of, chosen, f, align);
 }
 
 // Calls launch_as(float or double constant, chosen) for the tensors computed in each type.

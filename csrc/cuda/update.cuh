@@ -53,9 +53,9 @@ __device__ __forceinline__ void updated_scores(const UpdateTensor& t, const Upda
   for (int i = 0; i < kVector; ++i) scores[i] = blend(rule.reads_score(), alpha, old[i], beta, v[i]);
 }
 
-template <class T>
+template <class T, int64_t kMost>
 __global__ void __launch_bounds__(kThreads)
-    update_scores_kernel(const __grid_constant__ Table<UpdateTensor> table, const UpdateRule rule) {
+    update_scores_kernel(const __grid_constant__ Table<UpdateTensor, kMost> table, const UpdateRule rule) {
   if (overflowed(rule)) return;
   const T scale = grad_scale_of<T>(rule);
   for_each_flat_tile(table, [&](const UpdateTensor& t, int64_t begin, int64_t end, int64_t) {

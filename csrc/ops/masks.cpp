@@ -49,15 +49,15 @@ void apply_entry_masks(const Tensors& tensors, const Tensors& masks) {
 }
 
 void apply_block_masks(const Tensors& tensors, const Tensors& masks, const Ints& block) {
-  std::deque<MatrixView> views;  // those of copies
   std::deque<Tensor> copies;
+  std::vector<std::pair<Tensor, Tensor>> written;  // tensors as given, and what is written in their place
   std::vector<BlockMaskTensor> entries;
   entries.reserve(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     check_type(kApply, masks[i], ScalarType::Bool);
     check_written(kApply, tensors[i]);
-    const MatrixView view = matrix_view(tensors[i]);
-    if (!view.is_given()) views.push_back(view);
+    const MatrixView view = matrix_view(copies, tensors[i]);
+    if (&view.work != &tensors[i]) written.emplace_back(tensors[i], view.work);
     const Tensor& mask = contiguous_in(copies, masks[i]);
     const BlockMaskTensor entry{view.work.data_ptr(),
                                 static_cast<const bool*>(mask.data_ptr()),
@@ -76,7 +76,7 @@ void apply_block_masks(const Tensors& tensors, const Tensors& masks, const Ints&
         kernels.apply_block_masks(entries.data(), count, pool);
       },
       [&](auto stream) { return cuda::apply_block_masks(entries.data(), count, stream); });
-  for (MatrixView& view : views) view.commit();
+  for (auto& [given, work] : written) copy_back(given, work);
 }
 
 }  // namespace
@@ -102,7 +102,8 @@ Tensor expand_block_mask(Tensor mask, Ints block, Ints shape) {
   check_type(op, mask, ScalarType::Bool);
   numel_of(shape);
   Tensor expanded = new_output(mask, shape, ScalarType::Bool);
-  const MatrixView view = matrix_view(expanded);
+  std::deque<Tensor> copies;
+  const MatrixView view = matrix_view(copies, expanded);
   const Block size = block_of(op, block, view.matrix);
   if (expanded.numel() == 0) return expanded;
   const Tensor source = as_contiguous(mask);

@@ -205,24 +205,15 @@ std::optional<int64_t> kernel_stride(const Tensor& tensor) {
 
 }  // namespace
 
-MatrixView matrix_view(const Tensor& tensor) {
+MatrixView matrix_view(std::deque<Tensor>& copies, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.dim() >= 2, "pruneops: blocks need at least 2 dimensions, got ", tensor.dim());
-  MatrixView view{tensor, tensor, {}, {}};
-  auto outer = kernel_stride(tensor);
-  if (!outer) {
-    view.work = as_contiguous(tensor);
-    outer = kernel_stride(view.work);
-  }
-  const auto sizes = view.work.sizes(), strides = view.work.strides();
+  const auto own = kernel_stride(tensor);
+  const Tensor& work = own ? tensor : contiguous_in(copies, tensor);
+  const auto sizes = work.sizes(), strides = work.strides();
   int64_t cols = 1;
   for (size_t d = 1; d < sizes.size(); ++d) cols *= sizes[d];
-  view.matrix = Matrix{sizes[0], cols, sizes[1]};
-  view.strides = Strides{strides[0], strides[1], *outer};
-  return view;
-}
-
-void MatrixView::commit() {
-  copy_back(given, work);
+  return {work, Matrix{sizes[0], cols, sizes[1]},
+          Strides{strides[0], strides[1], own ? *own : *kernel_stride(work)}};
 }
 
 Block block_of(const char* op, const Ints& block, const Matrix& matrix) {

@@ -64,18 +64,14 @@ class FlatTensors {
   Tensors work_;
 };
 
-// A tensor seen as a matrix, (R, C) or conv (O, I, k...) as (O, k... * I), without a copy where strides
-// allow.
+// A tensor seen as a matrix, (R, C) or conv (O, I, k...) as (O, k... * I): the given one, or a contiguous
+// copy in `copies` where strides do not allow that.
 struct MatrixView {
-  Tensor given;
-  Tensor work;
+  const Tensor& work;
   Matrix matrix;
   Strides strides;
-
-  bool is_given() const { return work.get() == given.get(); }
-  void commit();
 };
-MatrixView matrix_view(const Tensor& tensor);
+MatrixView matrix_view(std::deque<Tensor>& copies, const Tensor& tensor);
 
 // A block of the op, -1 standing for the whole extent (an empty one counts as 1); checked to divide the
 // matrix.

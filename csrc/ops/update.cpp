@@ -157,24 +157,27 @@ void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::stri
 
 namespace {
 
-// Block scores of one list of (score, weight, grad), scores being contiguous.
-void update_blocks(const char* op, const Tensors& scores, const Tensors& weights, const Tensors& grads,
+// Block scores of one list of (score, weight, grad).
+void update_blocks(const char* op, Tensors& scores, const Tensors& weights, const Tensors& grads,
                    const Ints& block, const UpdateRule& rule) {
   std::deque<Tensor> copies;
+  std::vector<std::pair<size_t, Tensor>> written;  // scores, and what is written in their place
   std::vector<BlockTensor> entries;
   entries.reserve(scores.size());
   for (size_t i = 0; i < scores.size(); ++i) {
     const auto [weight, grad] = inputs_of(rule.metric, weights, grads, i);
     if (weight && grad) check_same_sizes(op, *weight, *grad);
+    check_written(op, scores[i]);
+    check_same_device(op, scores[0], scores[i]);
+    const Tensor& score = contiguous_in(copies, scores[i]);
+    if (&score != &scores[i]) written.emplace_back(i, score);
     BlockTensor entry{};
-    entry.score = scores[i].data_ptr();
-    entry.score_dtype = dtype_of(scores[i]);
+    entry.score = score.data_ptr();
+    entry.score_dtype = dtype_of(score);
     for (const Tensor* input : {weight, grad}) {
       if (!input) continue;
-      check_same_device(op, scores[0], scores[i]);
       check_same_device(op, scores[0], *input);
-      const MatrixView view = matrix_view(*input);
-      if (!view.is_given()) copies.push_back(view.work);
+      const MatrixView view = matrix_view(copies, *input);
       entry.matrix = view.matrix;
       (input == weight ? entry.weight : entry.grad) = view.work.data_ptr();
       (input == weight ? entry.weight_strides : entry.grad_strides) = view.strides;
@@ -195,6 +198,7 @@ void update_blocks(const char* op, const Tensors& scores, const Tensors& weights
         const Tensor scratch = scratch_like(scores[0], cuda::block_scratch_bytes(entries.data(), count));
         return cuda::update_block_scores(entries.data(), count, rule, scratch.data_ptr(), stream);
       });
+  for (const auto& [i, work] : written) copy_back(scores[i], work);
 }
 
 }  // namespace
@@ -211,25 +215,20 @@ void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints b
                         scalar_pointer(kBlockUpdate, grad_scale, scores[0]),
                         scalar_pointer(kBlockUpdate, found_inf, scores[0]),
                         skip_nonfinite};
-  Tensors work;
-  work.reserve(scores.size());
-  for (const Tensor& score : scores) {
-    check_written(kBlockUpdate, score);
-    work.push_back(as_contiguous(score));
-  }
-  update_blocks(kBlockUpdate, work, weights, grads, block, rule);
-  for (size_t i = 0; i < scores.size(); ++i) copy_back(scores[i], work[i]);
+  update_blocks(kBlockUpdate, scores, weights, grads, block, rule);
 }
 
 Tensor block_reduce(Tensor score, Ints block, std::string reduce) {
   using torch::headeronly::ScalarType;
-  const Matrix matrix = matrix_view(score).matrix;
+  std::deque<Tensor> copies;
+  const Matrix matrix = matrix_view(copies, score).matrix;
   const Block size = block_of("block_reduce", block, matrix);
   const Ints grid = {matrix.rows / size.n, matrix.cols / size.m};
   const auto type = dtype_of(score) == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
   Tensor reduced = new_output(score, grid, type);
   const UpdateRule rule{Metric::stored, reduce_of(reduce), 0.0, 1.0, nullptr, nullptr, false};
-  update_blocks("block_reduce", {reduced}, {score}, {}, block, rule);
+  Tensors scores{reduced};
+  update_blocks("block_reduce", scores, {score}, {}, block, rule);
   return reduced;
 }
 

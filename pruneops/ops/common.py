@@ -24,17 +24,22 @@ def checked(op: str, run: Callable[..., Any], tensors: Any, *args: Any) -> Any:
     here only to word what it has refused.
     """
     first = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else tensors
-    if is_served(first):
+    check = Checker(op, thorough=not is_served(first))
+    if not check.thorough:
         try:
-            return run(Checker(op, thorough=False), tensors, *args)
-        except Exception:  # whatever it is: nothing has been written, and the call is made again
-            pass
-    return run(Checker(op), tensors, *args)
+            return run(check, tensors, *args)
+        except Exception:  # whatever it is: nothing has been written
+            check = Checker(op)
+    return run(check, tensors, *args)
 
 
 def mark_written(tensors: Sequence[Tensor]) -> None:
     """Tell autograd of an in-place write, so that a stale backward raises instead of using new values."""
-    if not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+    try:
+        torch.autograd.graph.increment_version(tensors)
+    except RuntimeError:  # tensors made in inference mode have no version
         torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
 
 
@@ -57,12 +62,15 @@ def masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> l
     masks = check.tensors("out", out)
     check.same_length("out", masks, "scores", scores)
     dtype = torch.uint8 if packed else torch.bool
-    # The compiled operators want one dtype for all.
-    for i, (mask, score) in enumerate(zip(masks, scores if check.thorough else scores[:1], strict=False)):
+    if not check.thorough:
+        # The compiled operators take either dtype, but the same for all.
+        if masks and masks[0].dtype != dtype:
+            check.dtype("out", masks[0], dtype, 0)
+        return masks
+    for i, (mask, score) in enumerate(zip(masks, scores, strict=True)):
         check.dtype("out", mask, dtype, i)
-        if check.thorough:
-            check.mask_shape("out", mask, "scores", score, i)
-            check.written("out", mask, i)
+        check.mask_shape("out", mask, "scores", score, i)
+        check.written("out", mask, i)
     return masks
 
 

@@ -157,6 +157,7 @@ PRIMITIVES = {
     "cached": np.ravel,
     "fences": np.ravel,
     "popc": by_entry(lambda x: (x - 500 & 0xFFFFFFFF).bit_count()),
+    "byte_perm": by_entry(lambda x: x & 0xFF | 0x22 << 8 | (x & 0xFF00) << 8 | 0x33 << 24),
     "popcll": by_entry(lambda x: (x - 500 & 0xFFFFFFFFFFFFFFFF).bit_count()),
     "clz": by_entry(lambda x: 32 - word(x).bit_length()),
     "clzll": by_entry(lambda x: 64 - (word(x) << 20).bit_length()),

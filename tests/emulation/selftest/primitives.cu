@@ -223,6 +223,9 @@ __device__ long long wide_word(int x) {
 __device__ int popc(int x) {
   return __popc(static_cast<unsigned>(x - 500));
 }
+__device__ int byte_perm(int x) {
+  return static_cast<int>(__byte_perm(static_cast<unsigned>(x), 0x44332211u, 0x6150u));
+}
 __device__ int popcll(int x) {
   return __popcll(static_cast<unsigned long long>(x - 500LL));
 }
@@ -320,6 +323,7 @@ const std::vector<Case> primitives = {
     {"cached", on<cached>},
     EACH(fences),
     EACH(popc),
+    EACH(byte_perm),
     EACH(popcll),
     EACH(clz),
     EACH(clzll),
