@@ -109,7 +109,7 @@ def element_size(*dtypes: torch.dtype) -> int:
 
 
 def seconds_of(fn: Callable[[], object], device: str) -> float:
-    """Seconds of one call; on CUDA between two events on the stream, without the launch of the first kernel."""
+    """Seconds of one call; on CUDA between two events on an idle stream, with all that the host does first."""
     if device == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
@@ -120,6 +120,19 @@ def seconds_of(fn: Callable[[], object], device: str) -> float:
     began = time.perf_counter()
     fn()
     return time.perf_counter() - began
+
+
+def queued_seconds(fn: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each of several calls on CUDA that are queued one behind another, as ``triton.testing.do_bench``
+    takes them: what the device takes, or where the host takes longer to launch a call than the device to run it, that.
+    """
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    for start, end in events:
+        start.record()
+        fn()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in events]
 
 
 def probe(fn: Callable[[], object], device: str) -> tuple[float, int]:
@@ -148,7 +161,10 @@ def repeat(fn: Callable[[], object], device: str, warm: float) -> list[float]:
         for _ in range(calls):
             fn()
 
-    return [seconds_of(several, device) / calls for _ in range(rounds)]
+    times = (
+        queued_seconds(several, rounds) if device == "cuda" else [seconds_of(several, device) for _ in range(rounds)]
+    )
+    return [seconds / calls for seconds in times]
 
 
 class CopyBandwidth:
@@ -163,7 +179,7 @@ class CopyBandwidth:
 
     def measure(self) -> float:
         """Measure once more; the best so far. Called beside each case, since a machine's speed drifts."""
-        times = [seconds_of(lambda: self.target.copy_(self.source), self.device) for _ in range(5)]
+        times = repeat(lambda: self.target.copy_(self.source), self.device, PATIENCE_S / 5)
         self.best = max(self.best, 2 * self.source.nbytes / min(times))
         return self.best
 
@@ -236,4 +252,5 @@ class Bench:
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             return {**record, "stats": None, "extra_info": {**self.facts(case, contender, 0), "error": reason}}
         stats = {"min": min(times), "max": max(times), "median": median(times), "rounds": len(times)}
-        return {**record, "stats": stats, "extra_info": self.facts(case, contender, peak)}
+        # A single call, for which the device waits while the host prepares it.
+        return {**record, "stats": stats, "extra_info": {**self.facts(case, contender, peak), "alone": seconds}}

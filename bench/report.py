@@ -97,7 +97,8 @@ def short_table(runs: dict[str, Run]) -> str:
         "*Of the copy*: bytes that the operator must read and write at the least, over its time, as a fraction of the "
         "bandwidth of `dst.copy_(src)` in the same run. *Extra memory*: peak beyond what stood before the call, inputs "
         "and given outputs not counted. CPU: the best of several rounds, for peers and the copy too; "
-        "GPU: the median; ms, entries and fraction of the copy."
+        "GPU: the median of calls that follow one another, as `triton.testing.do_bench` takes them; ms, entries and "
+        "fraction of the copy."
     )
     return "\n\n".join([table(header, lines), legend, *notes])
 
@@ -113,6 +114,8 @@ def full_table(run: Run, op: str) -> str:
             decimal(row.fraction(row.ours)), ratios(row), size(row.ours.peak_extra), peer_memory(row),
             f"{relative:.2f}× {row.relative_to}" if relative else "–",
         ])  # fmt: skip
+        if run.device == "cuda":
+            lines[-1].append("–" if row.ours.alone is None else milliseconds(row.ours.alone))
     header = [
         "case",
         "entries",
@@ -124,6 +127,8 @@ def full_table(run: Run, op: str) -> str:
         "peers' extra memory",
     ]
     header.append("time per entry")
+    if run.device == "cuda":
+        header.append("ms of one call to an idle device")
     return f"### `{op}`\n\n{table(header, lines)}"
 
 

@@ -25,6 +25,7 @@ class Result:
     rounds: int
     peak_extra: int
     error: str | None = None
+    alone: float | None = None
 
 
 @dataclass
@@ -106,6 +107,10 @@ def _rows(records: list[dict[str, Any]]) -> dict[tuple[str, str], Row]:
             rows[key] = Row(*key, facts["entries"], facts["floor_bytes"], facts["headline"], facts["relative_to"],
                             best_copy)  # fmt: skip
         rows[key].results[facts["contender"]] = Result(
-            stats.get(STATISTIC[facts["device"]]), stats.get("rounds", 0), facts["peak_extra_bytes"], facts.get("error")
+            stats.get(STATISTIC[facts["device"]]),
+            stats.get("rounds", 0),
+            facts["peak_extra_bytes"],
+            facts.get("error"),
+            facts.get("alone"),
         )
     return {key: row for key, row in rows.items() if OURS in row.results}

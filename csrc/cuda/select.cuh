@@ -201,6 +201,13 @@ __device__ __forceinline__ Cut find_cut(const SelectWork<K>& work, const Search<
 
 // ---- masks
 
+// Whether a pass has written all masks but for what it has collected, among which is the wanted key with its ties.
+template <class K>
+__device__ __forceinline__ bool is_left_to_patches(const SelectWork<K>& work, const Search<K>& search) {
+  return work.sample_size > 0 && work.has_collected() && !work.missed() &&
+         place_of_ties(work, search.key()) == Ties::threshold;
+}
+
 // What there is to do with the mask of a tile. A pass over a bracket has decided what is not inside, as if
 // the wanted key were its high end; without one, or where it failed, all tiles are written.
 template <class K>
@@ -227,11 +234,10 @@ struct Finish {
         split(0) {
     if (work.sample_size == 0 || !work.has_collected() || work.missed()) return;
     const bool at_high = threshold == work.state->bracket.high;
-    const bool at_low = !at_high && threshold == work.state->bracket.low;
-    writes_kept = at_low;
+    writes_kept = !at_high && threshold == work.state->bracket.low;
     writes_dropped = at_high;
     patches = true;
-    patches_cut = !at_high && !at_low;
+    patches_cut = is_left_to_patches(work, search);
     split = split_of<ScoreOf<K>>(work.state->bracket);
   }
   __device__ bool keeps_ties(int64_t number) const { return number < cut_begin; }
@@ -295,8 +301,9 @@ __global__ void __launch_bounds__(kThreads, kWriteBlocks<T>)
   using K = Key<T>;
   __shared__ Writing<T> shared;
   const Search<K> search = work.state->searches[Search<K>::kRounds];
+  if (is_left_to_patches(work, search)) return;
   const Finish<K> finish(work, search, find_cut(work, search, prune_ties, shared.cut));
-  if (blockIdx.x == 0 && !finish.patches_cut) write_cut<T>(table, metric, finish, shared.partial);
+  if (blockIdx.x == 0) write_cut<T>(table, metric, finish, shared.partial);
   if (!finish.writes_kept && !finish.writes_dropped) return;
   for_each_flat_tile(table, [&](const SelectTensor& t, int64_t begin, int64_t end, int64_t number) {
     if (finish.is_cut(number) || !finish.writes(number)) return;
