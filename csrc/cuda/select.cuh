@@ -201,15 +201,16 @@ __device__ __forceinline__ Cut find_cut(const SelectWork<K>& work, const Search<
 
 // ---- masks
 
-// Whether a pass has written all masks but for what it has collected, among which is the wanted key with its ties.
+// Whether a pass has written all masks but for what it has collected, among which is the wanted key with its
+// ties.
 template <class K>
 __device__ __forceinline__ bool is_left_to_patches(const SelectWork<K>& work, const Search<K>& search) {
   return work.sample_size > 0 && work.has_collected() && !work.missed() &&
          place_of_ties(work, search.key()) == Ties::threshold;
 }
 
-// What there is to do with the mask of a tile. A pass over a bracket has decided what is not inside, as if
-// the wanted key were its high end; without one, or where it failed, all tiles are written.
+// What there is to do with the mask of a tile. A pass over a bracket has kept what lies from its split on;
+// without one, or where it failed, all tiles are written.
 template <class K>
 struct Finish {
   Cut cut;
