@@ -57,6 +57,8 @@ HOT = {
     # Two vectors of either, the first of each before the loop; what the metric does not read is read like the other.
     **{f"stream_block_scores_kernel DtypeE{dtype}E": Hot(UPDATE, {"ld weight": 16 * size, "ld grad": 16 * size})
        for dtype, size in ((0, 4), (1, 2), (2, 2))},
+    "update_line_scores_kernel": Hot(UPDATE, VECTORS),
+    "pass_kernel StoredScores": Hot(SELECT, {"ld weight": 2 * FLOATS}),
     "pass_kernel MetricScores": Hot(SELECT, BATCHES),
     "pass_kernel UpdatedScores": Hot(
         FUSED, dict.fromkeys(("ld score", "ld weight", "ld grad", "st score"), 2 * FLOATS)
@@ -67,7 +69,9 @@ HOT = {
     "write_mask_kernel": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
     "warp_rows_kernel Li1E": rows(2 * FLOATS, MASK),
     "warp_rows_kernel Li4E": rows(5 * FLOATS, 4 * MASK),
-    "block_rows_kernel": rows(9 * FLOATS, 4 * MASK),
+    "block_rows_kernel HeldScores": rows(9 * FLOATS, 4 * MASK),
+    # Eight vectors of bfloat16, in one way.
+    "block_rows_kernel HeldPairs": Hot(SELECT, {"ld weight": 8 * 16, "st mask": 4 * MASK}, strided=True),
     "memory_rows_kernel": rows(3 * FLOATS, MASK),
     # Four vectors of stored scores, or one at a time.
     **{f"nm_vector_kernel Li{group}E": Hot(SELECT, {"ld weight": 5 * FLOATS, "ld grad": FLOATS, "st mask": 4 * MASK})
