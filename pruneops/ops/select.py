@@ -147,7 +147,9 @@ def _count_digits(
     check: Checker, scores: Tensors, prefix: Tensor, round: int, metric: str | None, grads: Any, input_norm: Any
 ) -> Tensor:
     select = _Selection(check, scores, metric, grads, input_norm)
-    if check.thorough:
+    if not check.thorough:
+        check.integer("round", round, 0)  # the operator would take a bool for one
+    else:
         check.dtype("prefix", check.tensor("prefix", prefix), torch.int64)
         if prefix.numel() != 1:
             check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")

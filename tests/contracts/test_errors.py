@@ -332,6 +332,8 @@ TWO_BLOCKS = [f(2, 2), f(2, 2)]
     ("topk_mask", ([f(2)] * 2,), {"keep": 1, "metric": "fisher", "grads": [f(2)] * 3}, ValueError,
      "grads has 3 tensors, scores has 2"),
     ("kth_value", ([f(2), on_meta(2)], 1), {}, ValueError, "scores[1] is on meta, scores[0] is on cpu"),
+    ("count_digits", ([f(2)], torch.tensor(0), True), {}, TypeError, "round must be an integer, got bool"),
+    ("count_digits", ([f(2)], torch.tensor(0), -1), {}, ValueError, "round must be between 0 and 2, got -1"),
     ("update_topk_mask_", ([f(2)] * 2, [f(2)] * 2, None),
      {"metric": "magnitude", "keep": 1, "out": [b(2), BYTES.clone()]}, TypeError,
      "out[1] must be torch.bool, got torch.uint8"),
