@@ -237,7 +237,7 @@ FAULTS = [
     Fault(
         "rows: norms from the tensor's start",
         "cuda/row_scores.cuh",
-        "places.size == t.cols ? 0 : places.begin % t.cols",
+        "places.entries == t.cols ? 0 : places.begin % t.cols",
         "0",
     ),
     Fault(

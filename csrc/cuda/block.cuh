@@ -97,19 +97,14 @@ __device__ __forceinline__ void load_row(const void* data, Dtype dtype, const Ma
 template <class T>
 __device__ __forceinline__ void add_row(const BlockTensor& t, const UpdateRule& rule, T scale, int64_t row,
                                         int64_t col, int n, T (&sums)[kVector]) {
-  T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {}, v[kVector];
+  T w[kVector] = {}, g[kVector] = {}, v[kVector];
   if (reads_weight(rule.metric))
     load_row(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row, col, n, w);
   if (reads_grad(rule.metric)) load_row(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row, col, n, g);
-  if (rule.grad_scale != nullptr) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) g[i] = g[i] / scale;
-  }
-  values_of(rule.metric, w, g, norm, v);
-  const bool drop = rule.skip_nonfinite && rule.metric != Metric::product;
+  updated_values(rule, scale, w, g, v);
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    if (i < n) sums[i] = combine(rule.reduce, sums[i], drop ? finite_or_zero(v[i]) : v[i]);
+    if (i < n) sums[i] = combine(rule.reduce, sums[i], v[i]);
   }
 }
 

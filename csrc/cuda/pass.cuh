@@ -380,7 +380,7 @@ __global__ void __launch_bounds__(kThreads, (kPassBlocks<T, Source, kCollect>))
         });
       }
       kept += count_kept(batch, masks);
-      if (kCollect && t.mask != nullptr) MaskTarget(t, batch).store(masks);
+      if (kCollect && t.mask != nullptr) store_masks(t, batch, masks);
     };
     source.template pass_over<T>(t, begin, end, part);
     add_ties(work, number, ties, ties_of_block);

@@ -3,6 +3,7 @@
 
 #include "../math/row_search.h"
 #include "pairs.cuh"
+#include "scores.cuh"
 
 namespace pruneops::cuda {
 
@@ -37,23 +38,24 @@ __device__ __forceinline__ void forget(int64_t& number) {
 template <class Threads>
 struct HeldPlaces {
   int64_t begin;
-  int size;
+  int entries;
 
-  __device__ __forceinline__ int64_t at(int v) const { return begin + first(v); }
+  __device__ __forceinline__ int64_t at(int v) const { return begin + offset(v); }
   // Entries of vector v: fewer, or none, at the end of what is held.
-  __device__ __forceinline__ int left(int v) const {
-    const int behind = size - first(v);
+  __device__ __forceinline__ int size(int v) const {
+    const int behind = entries - offset(v);
     return behind < 0 ? 0 : behind < kVector ? behind : kVector;
   }
+  __device__ __forceinline__ bool are_whole() const { return entries % kVector == 0; }
   // The same, for the mask.
   __device__ __forceinline__ HeldPlaces anew() const {
     HeldPlaces same = *this;
-    forget(same.size);
+    forget(same.entries);
     forget(same.begin);
     return same;
   }
   // How far behind the start vector v lies.
-  __device__ __forceinline__ int first(int v) const {
+  __device__ __forceinline__ int offset(int v) const {
     return (v * Threads::all() + Threads::own()) * kVector;
   }
 };
@@ -85,7 +87,7 @@ struct HeldScores {
     if (padding() > 0) pad();
   }
   // Places behind the last score.
-  __device__ __forceinline__ int padding() const { return kPerThread * Threads::all() - places.size; }
+  __device__ __forceinline__ int padding() const { return kPerThread * Threads::all() - places.entries; }
 
   // Of this thread's. Additions of floats take no turns of the units that compare, and its counts are small.
   __device__ __forceinline__ int count_below(T threshold) const {
@@ -124,7 +126,7 @@ struct HeldScores {
 #pragma unroll 1
     for (int v = 0; v < kCount; ++v) {
       T next[kVector] = {};
-      if (places.left(v) > 0) load_scores(t, metric, places.at(v), places.left(v), next);
+      if (places.size(v) > 0) load_scores(t, metric, places.at(v), places.size(v), next);
 #pragma unroll
       for (int u = 0; u < kCount; ++u) {
 #pragma unroll
@@ -139,7 +141,7 @@ struct HeldScores {
 #pragma unroll
       for (int v = 0; v < kCount; ++v) {
         raw[v] = {};
-        if (places.left(v) > 0) raw[v].load(t.weight, places.at(v));
+        if (places.size(v) > 0) raw[v].load(t.weight, places.at(v));
       }
 #pragma unroll
       for (int v = 0; v < kCount; ++v) raw[v].convert(scores[v]);
@@ -154,12 +156,12 @@ struct HeldScores {
   }
   // A row lies within one of the tensor, as far behind its start as in the norms.
   __device__ __forceinline__ void scale(const SelectTensor& t) {
-    const float* norms = t.norm + (places.size == t.cols ? 0 : places.begin % t.cols);
+    const float* norms = t.norm + (places.entries == t.cols ? 0 : places.begin % t.cols);
 #pragma unroll
     for (int v = 0; v < kCount; ++v) {
-      if (places.left(v) == 0) continue;
+      if (places.size(v) == 0) continue;
       Vector<float> norm;
-      norm.load(norms + places.first(v));
+      norm.load(norms + places.offset(v));
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
         scores[v][i] = element_value<T>(Metric::wanda, scores[v][i], T(0), static_cast<T>(norm.words[i]));
@@ -171,7 +173,7 @@ struct HeldScores {
     for (int v = 0; v < kCount; ++v) {
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        if (i >= places.left(v)) scores[v][i] = RowSearch<T>::score(RowSearch<T>::kNan);
+        if (i >= places.size(v)) scores[v][i] = RowSearch<T>::score(RowSearch<T>::kNan);
       }
     }
   }
@@ -200,13 +202,15 @@ struct HeldPairs {
       RawVector<Element<Dtype::bf16>> raw;
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) raw.words[p] = kPairOfNan;
-      if (places.left(v) > 0) raw.load(t.weight, places.at(v));
+      if (places.size(v) > 0) raw.load(t.weight, places.at(v));
 #pragma unroll
       for (int p = 0; p < kPairs; ++p) pairs[v][p] = raw.words[p];
     }
     if (metric == Metric::magnitude) take_magnitudes();
   }
-  __device__ __forceinline__ int padding() const { return kCount * kVector * Threads::all() - places.size; }
+  __device__ __forceinline__ int padding() const {
+    return kCount * kVector * Threads::all() - places.entries;
+  }
   __device__ __forceinline__ int count_below(float threshold) const {
     return kCount * kVector - count_from(pairs, pair_from(threshold));
   }

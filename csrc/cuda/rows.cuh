@@ -71,24 +71,6 @@ __device__ __forceinline__ auto search_row(const Row& row, int k, int size, Key<
 
 // ---- the mask
 
-// Writes the masks of what is held; whether each is one access of memory is looked at once for all.
-template <class Places, int kCount>
-__device__ __forceinline__ void store_masks(const SelectTensor& t, const Places& places,
-                                            const MaskWords (&masks)[kCount]) {
-  uint8_t* const first = t.mask + places.at(0);
-  if (!t.packed && places.size % kVector == 0 && is_aligned(first, kVector)) {
-#pragma unroll
-    for (int v = 0; v < kCount; ++v) {
-      if (places.left(v) > 0) masks[v].store(first + (places.first(v) - places.first(0)));
-    }
-    return;
-  }
-#pragma unroll
-  for (int v = 0; v < kCount; ++v) {
-    if (places.left(v) > 0) store_mask(t, places.at(v), places.left(v), masks[v]);
-  }
-}
-
 template <class Held, class T>
 __device__ __forceinline__ void write_from(const SelectTensor& t, const Held& held, T from) {
   MaskWords masks[Held::kVectors];

@@ -96,38 +96,32 @@ __device__ __forceinline__ unsigned count_kept(const Vectors<kCount, kWhole>& ve
 #pragma unroll
       for (int w = 0; w < MaskWords::kWords; ++w) kept += masks[v].words[w];
     }
-    return (kept * MaskWords::kOnes) >> 24;
-  }
+    kept = (kept * MaskWords::kOnes) >> 24;
+  } else {
 #pragma unroll
-  for (int v = 0; v < kCount; ++v) kept += masks[v].count(vectors.size(v));
+    for (int v = 0; v < kCount; ++v) kept += masks[v].count(vectors.size(v));
+  }
   return kept;
 }
 
-// Where the masks of vectors go.
-template <class Tensor, class Vectors>
-struct MaskTarget {
-  const Tensor& t;
-  const Vectors& vectors;
-  uint8_t* first;
-  bool wide;
-
-  __device__ __forceinline__ MaskTarget(const Tensor& tensor, const Vectors& of)
-      : t(tensor),
-        vectors(of),
-        first(t.mask + vectors.at(0)),
-        wide(!t.packed && vectors.are_whole() && is_aligned(first, kVector)) {}
-  __device__ __forceinline__ void store(const MaskWords (&masks)[Vectors::kSize]) const {
-    if (wide) {
+// Stores the masks of vectors, each of which is whole or absent where `places` are whole; whether each is one
+// access of memory is looked at once for all of them.
+template <class Tensor, class Places, int kCount>
+__device__ __forceinline__ void store_masks(const Tensor& t, const Places& places,
+                                            const MaskWords (&masks)[kCount]) {
+  uint8_t* const first = t.mask + places.at(0);
+  if (!t.packed && places.are_whole() && is_aligned(first, kVector)) {
 #pragma unroll
-      for (int v = 0; v < vectors.kSize; ++v) masks[v].store(first + v * kThreads * kVector);
-    } else {
-#pragma unroll
-      for (int v = 0; v < vectors.kSize; ++v) {
-        if (vectors.size(v) > 0) store_mask(t, vectors.at(v), vectors.size(v), masks[v]);
-      }
+    for (int v = 0; v < kCount; ++v) {
+      if (places.size(v) > 0) masks[v].store(first + (places.offset(v) - places.offset(0)));
     }
+    return;
   }
-};
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) {
+    if (places.size(v) > 0) store_mask(t, places.at(v), places.size(v), masks[v]);
+  }
+}
 
 // One score.
 template <class T>

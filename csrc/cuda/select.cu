@@ -35,9 +35,8 @@ class Selecting {
   cudaError_t search() {
     PRUNEOPS_RETURN_IF_ERROR(clear());
     if (work_.sample_size > 0) {
-      PRUNEOPS_RETURN_IF_ERROR(visit_source(metric_, [&](const auto& source) {
-        return work_.collects ? pass<true>(tensors_, source) : pass<false>(tensors_, source);
-      }));
+      PRUNEOPS_RETURN_IF_ERROR(metric_ == Metric::stored ? pass_over(StoredScores{})
+                                                         : pass_over(MetricScores{metric_}));
     }
     return rounds();
   }
@@ -84,6 +83,11 @@ class Selecting {
 
   cudaError_t clear() const {
     return cudaMemsetAsync(work_.state, 0, static_cast<size_t>(plan_.zeroed), stream_);
+  }
+
+  template <class Source>
+  cudaError_t pass_over(const Source& source) const {
+    return work_.collects ? pass<true>(tensors_, source) : pass<false>(tensors_, source);
   }
 
   template <bool kCollect, class Tensors, class Source>

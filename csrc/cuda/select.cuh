@@ -260,9 +260,10 @@ __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric,
       masks[v] =
           mask_where([&](int i) { return scores[i] >= least.from; }, least.is_nan ? MaskWords::kOnes : 0);
     }
-    MaskTarget(t, batch).store(masks);
+    store_masks(t, batch, masks);
   };
-  visit_source(metric, [&](const auto& source) { source.template pass_over<T>(t, begin, end, write); });
+  if (metric == Metric::stored) return StoredScores{}.template pass_over<T>(t, begin, end, write);
+  MetricScores{metric}.template pass_over<T>(t, begin, end, write);
 }
 
 template <class T>

@@ -157,10 +157,4 @@ struct UpdatedScores {
   }
 };
 
-// Calls f with the source of the scores that a metric makes.
-template <class F>
-PRUNEOPS_HD auto visit_source(Metric metric, const F& f) {
-  return metric == Metric::stored ? f(StoredScores{}) : f(MetricScores{metric});
-}
-
 }  // namespace pruneops::cuda

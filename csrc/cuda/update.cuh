@@ -15,14 +15,12 @@ __device__ __forceinline__ T grad_scale_of(const UpdateRule& rule) {
   return rule.grad_scale != nullptr ? static_cast<T>(*rule.grad_scale) : T(1);
 }
 
-// v of the entries [at, at + n) of flat tensors. The product of the block metrics may be anything; its block
+// v of entries from their weights and gradients. The product of the block metrics may be anything; its block
 // is looked at instead (block_value).
-template <class T, class Tensor>
-__device__ __forceinline__ void values_at(const Tensor& t, const UpdateRule& rule, T scale, int64_t at, int n,
-                                          T (&v)[kVector]) {
-  T w[kVector] = {}, g[kVector] = {}, norm[kVector] = {};
-  if (reads_weight(rule.metric)) load_entries(t.weight, t.weight_dtype, at, n, w);
-  if (reads_grad(rule.metric)) load_entries(t.grad, t.grad_dtype, at, n, g);
+template <class T>
+__device__ __forceinline__ void updated_values(const UpdateRule& rule, T scale, const T (&w)[kVector],
+                                               T (&g)[kVector], T (&v)[kVector]) {
+  const T norm[kVector] = {};
   if (rule.grad_scale != nullptr) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) g[i] = g[i] / scale;
@@ -32,6 +30,16 @@ __device__ __forceinline__ void values_at(const Tensor& t, const UpdateRule& rul
 #pragma unroll
     for (int i = 0; i < kVector; ++i) v[i] = finite_or_zero(v[i]);
   }
+}
+
+// The same of the entries [at, at + n) of flat tensors.
+template <class T, class Tensor>
+__device__ __forceinline__ void values_at(const Tensor& t, const UpdateRule& rule, T scale, int64_t at, int n,
+                                          T (&v)[kVector]) {
+  T w[kVector] = {}, g[kVector] = {};
+  if (reads_weight(rule.metric)) load_entries(t.weight, t.weight_dtype, at, n, w);
+  if (reads_grad(rule.metric)) load_entries(t.grad, t.grad_dtype, at, n, g);
+  updated_values(rule, scale, w, g, v);
 }
 
 // The value of a block of so many entries, from their total.

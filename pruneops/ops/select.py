@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,11 +61,6 @@ class _Selection:
         if self.check.thorough:
             self.check_device(out=None if out is None else masks)
         return masks
-
-    def single(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Score, gradient and norm of a selection over one tensor."""
-        grad, norm = (values[0] if values else None for values in (self.grads, self.norms))
-        return self.scores[0], grad, norm
 
 
 def kth_value(
@@ -257,23 +253,12 @@ def row_topk_mask(
         >>> row_topk_mask(torch.tensor([[1.0, 3.0, 2.0]]), keep=2)
         tensor([[False,  True,  True]])
     """
-    return checked("row_topk_mask", _row_topk_mask, score, keep, sparsity, packed, out, metric, grads, input_norm)
 
+    def kept(check: Checker) -> tuple[int]:
+        return (check.sparsity_to_keep(keep, sparsity, _columns(score)),)
 
-def _row_topk_mask(
-    check: Checker,
-    score: Tensor,
-    keep: int | None,
-    sparsity: float | None,
-    packed: bool,
-    out: Tensor | None,
-    metric: str | None,
-    grads: Tensor | None,
-    input_norm: Tensor | None,
-) -> Tensor:
-    select = _single_selection(check, score, metric, grads, input_norm, out)
-    kept = check.sparsity_to_keep(keep, sparsity, score.shape[-1] if score.dim() else 1)
-    return _mask_one(select, packed, out, OPS.row_topk_mask, kept)
+    how = (OPS.row_topk_mask, kept, packed, out)
+    return checked("row_topk_mask", _mask_one, score, *how, metric, grads, input_norm)
 
 
 def nm_mask(
@@ -307,39 +292,40 @@ def nm_mask(
         >>> nm_mask(torch.tensor([4.0, 1.0, 3.0, 2.0]), 2, 4)
         tensor([ True, False,  True, False])
     """
-    return checked("nm_mask", _nm_mask, score, n, m, packed, out, metric, grads, input_norm)
+
+    def groups(check: Checker) -> tuple[int, int]:
+        check.integer("m", m, 1)
+        check.integer("n", n, 0, m)
+        if _columns(score) % m:
+            check.fail(f"the last dimension of score is {_columns(score)}, which m={m} does not divide")
+        return n, m
+
+    return checked("nm_mask", _mask_one, score, OPS.nm_mask, groups, packed, out, metric, grads, input_norm)
 
 
-def _nm_mask(
+def _columns(score: Tensor) -> int:
+    return score.shape[-1] if score.dim() else 1
+
+
+def _mask_one(
     check: Checker,
     score: Tensor,
-    n: int,
-    m: int,
+    op: Any,
+    how: Callable[[Checker], tuple[int, ...]],
     packed: bool,
     out: Tensor | None,
     metric: str | None,
     grads: Tensor | None,
     input_norm: Tensor | None,
 ) -> Tensor:
-    select = _single_selection(check, score, metric, grads, input_norm, out)
-    check.integer("m", m, 1)
-    check.integer("n", n, 0, m)
-    columns = score.shape[-1] if score.dim() else 1
-    if columns % m:
-        check.fail(f"the last dimension of score is {columns}, which m={m} does not divide")
-    return _mask_one(select, packed, out, OPS.nm_mask, n, m)
-
-
-def _single_selection(check: Checker, score: Any, metric: Any, grads: Any, input_norm: Any, out: Any) -> _Selection:
+    """The mask of one tensor by ``op``, whose own arguments are what ``how(check)`` returns."""
     check.tensor("score", score)
     for name, value in (("grads", grads), ("input_norm", input_norm), ("out", out)):
         if value is not None:
             check.tensor(name, value)
-    return _Selection(check, score, metric, grads, input_norm)
-
-
-def _mask_one(select: _Selection, packed: bool, out: Tensor | None, op: Any, *how: int) -> Tensor:
+    select = _Selection(check, score, metric, grads, input_norm)
+    numbers = how(check)
     (mask,) = select.outputs(packed, out)
-    score, grad, norm = select.single()
-    select.check.run(op, score, mask, *how, select.metric, grad, norm)
+    grad, norm = (values[0] if values else None for values in (select.grads, select.norms))
+    check.run(op, score, mask, *numbers, metric, grad, norm)
     return written([mask], score, out)
