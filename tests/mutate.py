@@ -190,7 +190,9 @@ FAULTS = [
     ),
     Fault("ties: never split", "cuda/digits.cuh", "found.ties_kept() < found.equal", "false"),
     Fault("rows: padding counted", "cuda/rows.cuh", "search.next))) - row.padding()", "search.next)))"),
-    Fault("rows: sample past a short row", "cuda/rows.cuh", "kRowSample, row), row - 1)", "kRowSample, row), row)"),
+    Fault(
+        "rows: sample past a short row", "cuda/row_scores.cuh", "kRowSample, row), row - 1)", "kRowSample, row), row)"
+    ),
     Fault("rows: cells of no warp", "cuda/row_group.cuh", "place < warps() * kCount", "true"),
     Fault(
         "rows: a cell that ends the first ties",
@@ -213,7 +215,17 @@ FAULTS = [
         "row % kVector == 0 && reinterpret",
         "reinterpret",
     ),
-    Fault("rows: ties with NaN lost", "cuda/rows.cuh", "at != at ? MaskWords::kOnes", "false ? MaskWords::kOnes"),
+    Fault("rows: ties with NaN lost", "cuda/row_scores.cuh", "at != at ? MaskWords::kOnes", "false ? MaskWords::kOnes"),
+    Fault("pairs: ties with NaN lost", "cuda/row_scores.cuh", "all = at != at ? ~0u : 0u", "all = 0u"),
+    Fault("pairs: marks of what is above lost", "cuda/row_scores.cuh", "above & 2 * MaskWords", "above & MaskWords"),
+    Fault(
+        "pairs: vectors past the row not NaN", "cuda/row_scores.cuh", "pairs[v][p] = kPairOfNan;", "pairs[v][p] = 0;"
+    ),
+    Fault("pairs: highest of all and not of those below", "cuda/pairs.cuh", "(pair & ~is_behind)", "pair"),
+    Fault(
+        "pairs: ends of one of two", "cuda/pairs.cuh", "fmaxf(first_of(highest_two), ", "fminf(first_of(highest_two), "
+    ),
+    Fault("rows: second of two cells in a sum lost", "cuda/row_group.cuh", "ties[v + 1] << 16 : 0", "0 : 0"),
     Fault(
         "rows: vectors enter in reverse",
         "cuda/row_scores.cuh",
@@ -231,8 +243,8 @@ FAULTS = [
     Fault(
         "rows: ties of the cut's cell lost",
         "cuda/rows.cuh",
-        "group.cell(v) <= cut.cell ?",
-        "group.cell(v) < cut.cell ?",
+        "group.cell(v) <= cut.cell)",
+        "group.cell(v) < cut.cell)",
     ),
     Fault(
         "rows: norms from the tensor's start",

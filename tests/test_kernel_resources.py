@@ -67,11 +67,12 @@ HOT = {
     "count_next_digits_kernel": Hot(SELECT, TILES),
     "count_ties_kernel": Hot(SELECT, TILES),
     "write_mask_kernel": Hot(SELECT, TILES | {"st mask": 4 * MASK}),
-    "warp_rows_kernel Li1E": rows(2 * FLOATS, MASK),
-    "warp_rows_kernel Li4E": rows(5 * FLOATS, 4 * MASK),
+    "warp_rows_kernel HeldScores Li1E": rows(2 * FLOATS, MASK),
+    "warp_rows_kernel HeldScores Li4E": rows(5 * FLOATS, 4 * MASK),
     "block_rows_kernel HeldScores": rows(9 * FLOATS, 4 * MASK),
-    # Eight vectors of bfloat16, in one way.
-    "block_rows_kernel HeldPairs": Hot(SELECT, {"ld weight": 8 * 16, "st mask": 4 * MASK}, strided=True),
+    # Vectors of bfloat16, in one way.
+    **{f"{kernel} HeldPairs Li{count}E": Hot(SELECT, {"ld weight": count * 16, "st mask": count * MASK}, strided=True)
+       for kernel, count in (("warp_rows_kernel", 8), ("warp_rows_kernel", 16), ("block_rows_kernel", 12))},
     "memory_rows_kernel": rows(3 * FLOATS, MASK),
     # Four vectors of stored scores, or one at a time.
     **{f"nm_vector_kernel Li{group}E": Hot(SELECT, {"ld weight": 5 * FLOATS, "ld grad": FLOATS, "st mask": 4 * MASK})

@@ -30,6 +30,11 @@ __device__ __forceinline__ float second_of(uint32_t pair) {
   return bit_cast<float>(pair & 0xffff0000u);
 }
 
+// Of two floats that are bfloat16.
+__device__ __forceinline__ uint32_t pair_of(float first, float second) {
+  return bit_cast<uint32_t>(first) >> 16 | bit_cast<uint32_t>(second);
+}
+
 // The lowest bfloat16 that is not below a threshold, twice: no other compares differently with either.
 __device__ __forceinline__ uint32_t pair_from(float threshold) {
   if (threshold != threshold) return kPairOfNan;
@@ -47,6 +52,24 @@ __device__ __forceinline__ uint32_t are_from(uint32_t pair, uint32_t threshold) 
 #else
   return (first_of(pair) >= first_of(threshold) ? 0xffffu : 0u) |
          (second_of(pair) >= second_of(threshold) ? 0xffff0000u : 0u);
+#endif
+}
+
+// The lower and the higher of each of two pairs, or what is no NaN.
+__device__ __forceinline__ uint32_t lower_of(uint32_t one, uint32_t other) {
+#if defined(PRUNEOPS_PAIRS)
+  asm("min.bf16x2 %0, %0, %1;" : "+r"(one) : "r"(other));
+  return one;
+#else
+  return pair_of(fminf(first_of(one), first_of(other)), fminf(second_of(one), second_of(other)));
+#endif
+}
+__device__ __forceinline__ uint32_t higher_of(uint32_t one, uint32_t other) {
+#if defined(PRUNEOPS_PAIRS)
+  asm("max.bf16x2 %0, %0, %1;" : "+r"(one) : "r"(other));
+  return one;
+#else
+  return pair_of(fmaxf(first_of(one), first_of(other)), fmaxf(second_of(one), second_of(other)));
 #endif
 }
 
@@ -84,6 +107,28 @@ __device__ __forceinline__ int count_from(const uint32_t (&pairs)[kCount][kPairs
 #endif
 }
 
+// The lowest of a thread's from `low` on and the highest below `high`, where one is farther out than it was;
+// all are, of a NaN.
+template <int kCount, int kPairs>
+__device__ __forceinline__ void ends_between(const uint32_t (&pairs)[kCount][kPairs], float low, float high,
+                                             float& lowest, float& highest) {
+  const uint32_t all = low != low ? ~0u : 0u, from = pair_from(low), behind = pair_from(high);
+  const uint32_t first = pair_from(lowest), last = pair_from(highest);
+  uint32_t lowest_two = first, highest_two = last;
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) {
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const uint32_t pair = pairs[v][p], is_from = are_from(pair, from) | all,
+                     is_behind = are_from(pair, behind);
+      lowest_two = lower_of((pair & is_from) | (first & ~is_from), lowest_two);
+      highest_two = higher_of((pair & ~is_behind) | (last & is_behind), highest_two);
+    }
+  }
+  lowest = fminf(first_of(lowest_two), second_of(lowest_two));
+  highest = fmaxf(first_of(highest_two), second_of(highest_two));
+}
+
 // Whether any of a vector is not below `low`, but below `behind`.
 __device__ __forceinline__ bool any_between(const uint32_t (&pairs)[kVector / 2], uint32_t low,
                                             uint32_t behind) {
@@ -93,14 +138,18 @@ __device__ __forceinline__ bool any_between(const uint32_t (&pairs)[kVector / 2]
   return any != 0;
 }
 
+// The first byte of each of four marks, side by side.
+__device__ __forceinline__ uint32_t bytes_of(uint32_t low, uint32_t high) {
+  return __byte_perm(low, high, 0x6420);
+}
+
 // The mask of a vector: what is not below a threshold.
 __device__ __forceinline__ MaskWords mask_from(const uint32_t (&pairs)[kVector / 2], uint32_t threshold) {
   MaskWords mask;
 #pragma unroll
   for (int w = 0; w < MaskWords::kWords; ++w) {
     const uint32_t low = are_from(pairs[2 * w], threshold), high = are_from(pairs[2 * w + 1], threshold);
-    // The first byte of each of four marks, side by side.
-    mask.words[w] = __byte_perm(low, high, 0x6420) & MaskWords::kOnes;
+    mask.words[w] = bytes_of(low, high) & MaskWords::kOnes;
   }
   return mask;
 }

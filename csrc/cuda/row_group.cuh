@@ -7,7 +7,7 @@
 namespace pruneops::cuda {
 
 // Cells (see Cut) of a lane.
-constexpr int kRowCells = (kRowWarps * kRowVectors<float> + kWarp - 1) / kWarp;
+constexpr int kRowCells = (kRowWarps * kPairVectors + kWarp - 1) / kWarp;
 
 __device__ __forceinline__ int warp_sum(int own) {
   return static_cast<int>(__reduce_add_sync(kAllLanes, static_cast<unsigned>(own)));
@@ -52,10 +52,14 @@ struct WarpGroup {
   __device__ __forceinline__ Cut cut(const int (&ties)[kCount], int first_ties) {
     Cut cut{0, first_ties, 0};
 #pragma unroll
-    for (int v = 0; v < kCount; ++v) {
-      const int own = warp_sum(ties[v]);
-      cut.total += own;
-      cut.pass(own, cut.total, first_ties);
+    for (int v = 0; v < kCount; v += 2) {
+      // Two cells in a sum: no lane has more than kVector ties of either.
+      const int both = warp_sum(ties[v] | (v + 1 < kCount ? ties[v + 1] << 16 : 0));
+#pragma unroll
+      for (int own : {both & 0xffff, both >> 16}) {
+        cut.total += own;
+        cut.pass(own, cut.total, first_ties);
+      }
     }
     return cut;
   }

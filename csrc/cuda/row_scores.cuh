@@ -7,10 +7,14 @@
 
 namespace pruneops::cuda {
 
+// Rows of a block in which each warp has one of its own: few, as the block's registers are kept until all are
+// done.
+constexpr int kWarpRows = 2;
 // Warps of the largest block that holds a row, and vectors of each of its threads.
 constexpr int kRowWarps = 14;
 template <class T>
 constexpr int kRowVectors = sizeof(T) == sizeof(float) ? 8 : 4;
+constexpr int kPairVectors = 12;
 
 __device__ __forceinline__ int warp_lane() {
   return threadIdx.x % kWarp;
@@ -34,8 +38,19 @@ __device__ __forceinline__ void forget(int64_t& number) {
   asm volatile("" : "+l"(number));
 }
 
+// One of kRowSample scores of a row for each lane, the same in all warps.
+template <class T>
+__device__ __forceinline__ T load_sample(const SelectTensor& t, Metric metric, int64_t begin, int row) {
+  forget(row);
+  const int place = static_cast<int>(min64(sample_position(warp_lane(), kRowSample, row), row - 1));
+  T own[kVector];
+  load_scores(t, metric, begin + place, 1, own);
+  return own[0];
+}
+
 // Where the vectors lie that these threads hold: vector v of a thread behind those of all threads before v.
-template <class Threads>
+// kWhole: none of them is cut short.
+template <class Threads, bool kWhole>
 struct HeldPlaces {
   int64_t begin;
   int entries;
@@ -44,9 +59,10 @@ struct HeldPlaces {
   // Entries of vector v: fewer, or none, at the end of what is held.
   __device__ __forceinline__ int size(int v) const {
     const int behind = entries - offset(v);
+    if constexpr (kWhole) return behind > 0 ? kVector : 0;
     return behind < 0 ? 0 : behind < kVector ? behind : kVector;
   }
-  __device__ __forceinline__ bool are_whole() const { return entries % kVector == 0; }
+  __device__ __forceinline__ bool are_whole() const { return kWhole || entries % kVector == 0; }
   // The same, for the mask.
   __device__ __forceinline__ HeldPlaces anew() const {
     HeldPlaces same = *this;
@@ -60,17 +76,31 @@ struct HeldPlaces {
   }
 };
 
+// What a vector has at a threshold, in the first bit of a byte for each entry, and above it, in the second.
+struct RowMarks {
+  uint32_t words[MaskWords::kWords];
+
+  __device__ __forceinline__ MaskWords ties() const {
+    return {{words[0] & MaskWords::kOnes, words[1] & MaskWords::kOnes}};
+  }
+  __device__ __forceinline__ MaskWords above() const {
+    return {{words[0] >> 1 & MaskWords::kOnes, words[1] >> 1 & MaskWords::kOnes}};
+  }
+};
+
 // Consecutive scores in the registers of these threads. Behind the last one stands NaN, which is below every
 // threshold.
 template <class T, class Threads, int kCount>
 struct HeldScores {
   using Type = T;
-  static constexpr int kBlocks = 1;  // of a multiprocessor, at least
+  static constexpr int kWarps = sizeof(T) == sizeof(float) ? 20 : 16;
   static constexpr int kVectors = kCount;
   static constexpr int kPerThread = kCount * kVector;
+  static constexpr bool kTies = false;
+  static constexpr bool kHoldsSample = false;
 
   T scores[kCount][kVector];
-  HeldPlaces<Threads> places;
+  HeldPlaces<Threads, false> places;
 
   __device__ __forceinline__ HeldScores(const SelectTensor& t, Metric metric, int64_t begin, int size)
       : places{begin, size} {
@@ -101,13 +131,15 @@ struct HeldScores {
     }
     return static_cast<int>(below);
   }
-  // f(score) for each.
-  template <class F>
-  __device__ __forceinline__ void for_each(const F& f) const {
+  // The lowest score from `low` on and the highest below `high`, where one is farther out; all are, of a NaN.
+  __device__ __forceinline__ void take_ends(T low, T high, T& lowest, T& highest) const {
 #pragma unroll
     for (int v = 0; v < kCount; ++v) {
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) f(scores[v][i]);
+      for (const T x : scores[v]) {
+        if (!(x < low) && x < lowest) lowest = x;
+        if (!(x >= high) && x > highest) highest = x;
+      }
     }
   }
   // The mask of a vector. The addition is one instruction, with the comparison as its condition.
@@ -118,6 +150,16 @@ struct HeldScores {
       if (scores[v][i] >= from) mask.words[i / MaskWords::kBytes] += MaskWords::one(i);
     }
     return mask;
+  }
+  // What lies at a threshold, which is all below the next one where that is NaN, and from the next one on.
+  __device__ __forceinline__ RowMarks marks(int v, T at, T from) const {
+    const MaskWords above = keep_from(v, from), up = keep_from(v, at);
+    RowMarks marks;
+#pragma unroll
+    for (int w = 0; w < MaskWords::kWords; ++w) {
+      marks.words[w] = (at != at ? MaskWords::kOnes : up.words[w]) + above.words[w];
+    }
+    return marks;
   }
 
  private:
@@ -179,57 +221,79 @@ struct HeldScores {
   }
 };
 
-// The same of bfloat16 scores in whole vectors, stored or their magnitudes, two to a register as they lie in
-// memory (pairs.cuh): half the registers let twice as many rows onto a multiprocessor.
+// Whether rows can be held so: bfloat16 scores in whole vectors, stored or their magnitudes.
+inline bool are_pairs(const SelectTensor& t, Metric metric, int row) {
+  return t.weight_dtype == Dtype::bf16 && (metric == Metric::stored || metric == Metric::magnitude) &&
+         row % kVector == 0 && reinterpret_cast<uintptr_t>(t.weight) % 16 == 0;
+}
+
+// The same of those, two to a register as they lie in memory (pairs.cuh): a thread holds twice as many.
 template <class Threads, int kCount>
 struct HeldPairs {
   using Type = float;
-  static constexpr int kBlocks = 2;
+  static constexpr int kWarps = kCount > 8 ? 16 : 24;
   static constexpr int kVectors = kCount;
+  static constexpr int kPerThread = kCount * kVector;
   static constexpr int kPairs = kVector / 2;
+  static constexpr bool kTies = true;  // in every row, as good as
+  static constexpr bool kHoldsSample = std::is_same_v<Threads, WarpThreads>;
 
   uint32_t pairs[kCount][kPairs];
-  HeldPlaces<Threads> places;
+  HeldPlaces<Threads, true> places;
 
-  static bool can_hold(const SelectTensor& t, Metric metric, int64_t row) {
-    return t.weight_dtype == Dtype::bf16 && (metric == Metric::stored || metric == Metric::magnitude) &&
-           row % kVector == 0 && reinterpret_cast<uintptr_t>(t.weight) % 16 == 0;
-  }
   __device__ __forceinline__ HeldPairs(const SelectTensor& t, Metric metric, int64_t begin, int size)
       : places{begin, size} {
+    if (padding() == 0) {
 #pragma unroll
-    for (int v = 0; v < kCount; ++v) {
-      RawVector<Element<Dtype::bf16>> raw;
+      for (int v = 0; v < kCount; ++v) load(t, v);
+    } else {
 #pragma unroll
-      for (int p = 0; p < kPairs; ++p) raw.words[p] = kPairOfNan;
-      if (places.size(v) > 0) raw.load(t.weight, places.at(v));
+      for (int v = 0; v < kCount; ++v) {
 #pragma unroll
-      for (int p = 0; p < kPairs; ++p) pairs[v][p] = raw.words[p];
+        for (int p = 0; p < kPairs; ++p) pairs[v][p] = kPairOfNan;
+        if (places.size(v) > 0) load(t, v);
+      }
     }
     if (metric == Metric::magnitude) take_magnitudes();
   }
-  __device__ __forceinline__ int padding() const {
-    return kCount * kVector * Threads::all() - places.entries;
+  __device__ __forceinline__ int padding() const { return kPerThread * Threads::all() - places.entries; }
+  // A score of this lane: those of all are spread over the whole vectors, of which a row has one at least.
+  __device__ __forceinline__ float sample() const {
+    const int own = warp_lane() * (places.entries / (kWarp * kVector)) / kWarp;
+    uint32_t pair = pairs[0][0];
+#pragma unroll
+    for (int v = 1; v < kCount; ++v) pair = own == v ? pairs[v][v % kPairs] : pair;
+    return warp_lane() % 2 == 0 ? first_of(pair) : second_of(pair);
   }
   __device__ __forceinline__ int count_below(float threshold) const {
-    return kCount * kVector - count_from(pairs, pair_from(threshold));
+    return kPerThread - count_from(pairs, pair_from(threshold));
   }
-  template <class F>
-  __device__ __forceinline__ void for_each(const F& f) const {
-#pragma unroll
-    for (int v = 0; v < kCount; ++v) {
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p) {
-        f(first_of(pairs[v][p]));
-        f(second_of(pairs[v][p]));
-      }
-    }
+  __device__ __forceinline__ void take_ends(float low, float high, float& lowest, float& highest) const {
+    ends_between(pairs, low, high, lowest, highest);
   }
   __device__ __forceinline__ MaskWords keep_from(int v, float from) const {
     return mask_from(pairs[v], pair_from(from));
   }
+  __device__ __forceinline__ RowMarks marks(int v, float at, float from) const {
+    const uint32_t all = at != at ? ~0u : 0u, low = pair_from(at), high = pair_from(from);
+    RowMarks marks;
+#pragma unroll
+    for (int w = 0; w < MaskWords::kWords; ++w) {
+      const uint32_t one = pairs[v][2 * w], two = pairs[v][2 * w + 1];
+      const uint32_t above = bytes_of(are_from(one, high), are_from(two, high));
+      const uint32_t up = bytes_of(are_from(one, low), are_from(two, low)) | all;
+      marks.words[w] = (up & ~above & MaskWords::kOnes) | (above & 2 * MaskWords::kOnes);
+    }
+    return marks;
+  }
 
  private:
+  __device__ __forceinline__ void load(const SelectTensor& t, int v) {
+    RawVector<Element<Dtype::bf16>> raw;
+    raw.load(t.weight, places.at(v));
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) pairs[v][p] = raw.words[p];
+  }
   __device__ __forceinline__ void take_magnitudes() {
 #pragma unroll
     for (int v = 0; v < kCount; ++v) {
@@ -243,6 +307,7 @@ struct HeldPairs {
 template <class Held>
 struct HeldRow {
   using Type = typename Held::Type;
+  static constexpr bool kTies = Held::kTies;
   Held held;
 
   template <class F>
@@ -250,6 +315,10 @@ struct HeldRow {
     f(held);
   }
   __device__ __forceinline__ int padding() const { return held.padding(); }
+  __device__ __forceinline__ Type sample(const SelectTensor& t, Metric metric, int64_t begin, int row) const {
+    if constexpr (Held::kHoldsSample) return held.sample();
+    return load_sample<Type>(t, metric, begin, row);
+  }
 };
 
 // or that is nowhere but in memory.
@@ -257,6 +326,7 @@ template <class T>
 struct MemoryRow {
   using Type = T;
   using Part = HeldScores<T, BlockThreads, kRowVectors<T> / 4>;
+  static constexpr bool kTies = Part::kTies;
   const SelectTensor& tensor;
   Metric metric;
   int64_t begin;
@@ -267,6 +337,9 @@ struct MemoryRow {
     for (int at = 0; at < size; at += step()) {
       f(Part(tensor, metric, begin + at, size - at < step() ? size - at : step()));
     }
+  }
+  __device__ __forceinline__ T sample(const SelectTensor&, Metric, int64_t, int) const {
+    return load_sample<T>(tensor, metric, begin, size);
   }
   __device__ __forceinline__ int padding() const { return (size + step() - 1) / step() * step() - size; }
 

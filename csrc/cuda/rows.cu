@@ -43,21 +43,32 @@ cudaError_t select_each_row(const SelectTensor& t, Metric metric, int64_t row, i
   return cudaSuccess;
 }
 
+template <class Held>
+cudaError_t select_by_warps(const SelectTensor& t, Metric metric, int row, int k, cudaStream_t stream) {
+  const int64_t blocks = ceil_div(t.numel / row, kWarpRows);
+  return launch_threads(warp_rows_kernel<Held>, blocks, kWarpRows * kWarp, stream, t, metric, row, k);
+}
+
+template <class Held>
+cudaError_t select_by_blocks(const SelectTensor& t, Metric metric, int row, int k, cudaStream_t stream) {
+  const int64_t warps = ceil_div(row, Held::kPerThread * kWarp);
+  return launch_threads(block_rows_kernel<Held>, t.numel / row, warps * kWarp, stream, t, metric, row, k);
+}
+
 template <class T>
 cudaError_t select_rows(const SelectTensor& t, Metric metric, int row, int k, cudaStream_t stream) {
-  constexpr int64_t kLanes = kWarp * kVector;
-  const int64_t rows = t.numel / row, warp_blocks = ceil_div(rows, kWarps);
-  if (row <= kLanes) return launch(warp_rows_kernel<T, 1>, warp_blocks, stream, t, metric, row, k);
-  if (row <= 4 * kLanes) return launch(warp_rows_kernel<T, 4>, warp_blocks, stream, t, metric, row, k);
-  const int64_t warps = ceil_div(row, kRowVectors<T> * kLanes);
-  if (warps <= kRowWarps) {
-    using Scores = HeldScores<T, BlockThreads, kRowVectors<T>>;
-    using Pairs = HeldPairs<BlockThreads, kRowVectors<float>>;
-    const auto kernel =
-        Pairs::can_hold(t, metric, row) ? block_rows_kernel<Pairs> : block_rows_kernel<Scores>;
-    return launch_threads(kernel, rows, warps * kWarp, stream, t, metric, row, k);
+  constexpr int kLanes = kWarp * kVector;
+  if (row > 4 * kLanes && row <= kRowWarps * kPairVectors * kLanes && are_pairs(t, metric, row)) {
+    if (row <= 8 * kLanes) return select_by_warps<HeldPairs<WarpThreads, 8>>(t, metric, row, k, stream);
+    if (row <= 16 * kLanes) return select_by_warps<HeldPairs<WarpThreads, 16>>(t, metric, row, k, stream);
+    return select_by_blocks<HeldPairs<BlockThreads, kPairVectors>>(t, metric, row, k, stream);
   }
-  return launch(memory_rows_kernel<T>, rows, stream, t, metric, row, k);
+  if (row <= kLanes) return select_by_warps<HeldScores<T, WarpThreads, 1>>(t, metric, row, k, stream);
+  if (row <= 4 * kLanes) return select_by_warps<HeldScores<T, WarpThreads, 4>>(t, metric, row, k, stream);
+  if (row <= kRowWarps * kRowVectors<T> * kLanes) {
+    return select_by_blocks<HeldScores<T, BlockThreads, kRowVectors<T>>>(t, metric, row, k, stream);
+  }
+  return launch(memory_rows_kernel<T>, t.numel / row, stream, t, metric, row, k);
 }
 
 }  // namespace

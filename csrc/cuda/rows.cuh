@@ -10,16 +10,11 @@ namespace pruneops::cuda {
 
 // ---- the search
 
-// The sample of a row, sorted over the lanes of each warp: the same in all (bitonic, Batcher 1968).
+// The keys of all lanes' scores, sorted over the lanes (bitonic, Batcher 1968).
 template <class T>
-__device__ __forceinline__ Key<T> sorted_sample(const SelectTensor& t, Metric metric, int64_t begin,
-                                                int row) {
+__device__ __forceinline__ Key<T> sort_sample(T own) {
   const int lane = warp_lane();
-  forget(row);
-  const int place = static_cast<int>(min64(sample_position(lane, kRowSample, row), row - 1));
-  T own[kVector];
-  load_scores(t, metric, begin + place, 1, own);
-  Key<T> key = RowSearch<T>::stand(own[0]);
+  Key<T> key = RowSearch<T>::stand(own);
 #pragma unroll
   for (int size = 2; size <= kWarp; size *= 2) {
 #pragma unroll
@@ -39,17 +34,6 @@ __device__ __forceinline__ int count_below(const Row& row, T threshold) {
   return own;
 }
 
-// The lowest and the highest score of this thread from `low` on and below `high`; all are, of a NaN.
-template <class Row, class T>
-__device__ __forceinline__ void find_ends(const Row& row, T low, T high, T& lowest, T& highest) {
-  row.for_each_part([&](const auto& held) {
-    held.for_each([&](T x) {
-      if (!(x < low) && x < lowest) lowest = x;
-      if (!(x >= high) && x > highest) highest = x;
-    });
-  });
-}
-
 template <class Row, class Group>
 __device__ __forceinline__ auto search_row(const Row& row, int k, int size, Key<typename Row::Type> fine,
                                            Key<typename Row::Type> sample, Group& group) {
@@ -62,7 +46,9 @@ __device__ __forceinline__ auto search_row(const Row& row, int k, int size, Key<
     if (search.decided()) return search;
     if (search.plan(sample_at)) continue;
     T lowest = Search::score(Search::kAboveAll - 1), highest = -lowest;
-    find_ends(row, Search::score(search.low), Search::score(search.high), lowest, highest);
+    row.for_each_part([&](const auto& held) {
+      held.take_ends(Search::score(search.low), Search::score(search.high), lowest, highest);
+    });
     group.ends(lowest, highest);
     search.take_ends(lowest, highest);
     if (search.decided()) return search;
@@ -88,42 +74,32 @@ __device__ __forceinline__ void keep_first(MaskWords& mask, int entries) {
   mask.words[1] ^= static_cast<uint32_t>(others >> 32);
 }
 
-__device__ __forceinline__ uint32_t ties_of(uint32_t marks) {
-  return (marks >> 1) & ~marks & MaskWords::kOnes;
-}
-
 // Keeps also the first ties of the k-th smallest score, so many of those that are held; how many are left to
 // be kept behind them.
 template <class Held, class T, class Group>
 __device__ __forceinline__ int write_cut(const SelectTensor& t, const Held& held, const RowSearch<T>& found,
                                          int first_ties, Group& group) {
   const T from = RowSearch<T>::score(found.high), at = RowSearch<T>::score(found.low);
-  // Bytes of 3 above the threshold, of 2 at it, and of 0 below: every score is from NaN on.
-  MaskWords marks[Held::kVectors];
-  int own[Held::kVectors] = {};
+  RowMarks marks[Held::kVectors];
+  int own[Held::kVectors];
 #pragma unroll
   for (int v = 0; v < held.kVectors; ++v) {
-    const MaskWords above = held.keep_from(v, from), up = held.keep_from(v, at);
-#pragma unroll
-    for (int w = 0; w < MaskWords::kWords; ++w) {
-      marks[v].words[w] = above.words[w] + 2 * (at != at ? MaskWords::kOnes : up.words[w]);
-      own[v] += __popc(ties_of(marks[v].words[w]));
-    }
+    marks[v] = held.marks(v, at, from);
+    own[v] = marks[v].ties().sum();
   }
   const Cut cut = group.cut(own, first_ties);
+  MaskWords masks[Held::kVectors];
 #pragma unroll
   for (int v = 0; v < held.kVectors; ++v) {
-    MaskWords ties;
-#pragma unroll
-    for (int w = 0; w < MaskWords::kWords; ++w) ties.words[w] = ties_of(marks[v].words[w]);
+    MaskWords ties = marks[v].ties();
     if (group.cell(v) == cut.cell) keep_first(ties, cut.rest - warp_scan(own[v]).before);
+    masks[v] = marks[v].above();
 #pragma unroll
     for (int w = 0; w < MaskWords::kWords; ++w) {
-      marks[v].words[w] =
-          (marks[v].words[w] & MaskWords::kOnes) | (group.cell(v) <= cut.cell ? ties.words[w] : 0);
+      if (group.cell(v) <= cut.cell) masks[v].words[w] |= ties.words[w];
     }
   }
-  store_masks(t, held.places.anew(), marks);
+  store_masks(t, held.places.anew(), masks);
   return cut.total < first_ties ? first_ties - cut.total : 0;
 }
 
@@ -133,10 +109,10 @@ __device__ __forceinline__ void select_row(const SelectTensor& t, Metric metric,
                                            int64_t begin, int size, int k, Group& group) {
   using T = typename Row::Type;
   const auto found = search_row(row, k, size, fine_bits<T>(metric, t.weight_dtype),
-                                sorted_sample<T>(t, metric, begin, size), group);
+                                sort_sample(row.sample(t, metric, begin, size)), group);
   int first_ties = found.ties_kept();
   row.for_each_part([&](const auto& held) {
-    if (first_ties > 0) {
+    if (Row::kTies || first_ties > 0) {
       first_ties = write_cut(t, held, found, first_ties, group);
     } else {
       write_from(t, held, RowSearch<T>::score(found.high));
@@ -146,20 +122,20 @@ __device__ __forceinline__ void select_row(const SelectTensor& t, Metric metric,
 
 // ---- a warp, or a block, for each row. What is not selected as a tensor has fewer than 2^31 entries.
 
-template <class T, int kCount>
-__global__ void __launch_bounds__(kThreads)
+template <class Held>
+__global__ void __launch_bounds__(kWarpRows* kWarp, Held::kWarps / kWarpRows)
     warp_rows_kernel(const SelectTensor t, const Metric metric, const int row, const int k) {
   WarpGroup group;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarps * row;
-  for (int64_t begin = (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp) * row;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kWarpRows * row;
+  for (int64_t begin = (static_cast<int64_t>(blockIdx.x) * kWarpRows + threadIdx.x / kWarp) * row;
        begin < t.numel; begin += step) {
-    const HeldRow<HeldScores<T, WarpThreads, kCount>> held{{t, metric, begin, row}};
+    const HeldRow<Held> held{{t, metric, begin, row}};
     select_row(t, metric, held, begin, row, k, group);
   }
 }
 
 template <class Held>
-__global__ void __launch_bounds__(kRowWarps* kWarp, Held::kBlocks)
+__global__ void __launch_bounds__(kRowWarps* kWarp, 1)
     block_rows_kernel(const SelectTensor t, const Metric metric, const int row, const int k) {
   using T = typename Held::Type;
   __shared__ RowShared<T> shared;

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from oracle import round_to
 
 #: Around what a warp holds with one vector for each lane and with four, and what blocks of one, two and the most warps
-#: do; beyond it, rows are read for every threshold.
+#: do; beyond it, rows are read for every threshold. Of whole vectors of bfloat16 a warp holds 8 or 16.
 ROWS = (1, 2, 7, 8, 9, 31, 33, 255, 256, 257, 1023, 1024, 1025, 2049, 4095, 4096, 4097, 11_008, 28_672, 28_673)
-ROWS_OF_BFLOAT16 = (257, 1025, 4096, 5000, 28_680)
+ROWS_OF_BFLOAT16 = (257, 1024, 1025, 1032, 2048, 2056, 4096, 4104, 28_680, 43_008, 43_016)
 ROWS_OF_DOUBLES = (257, 1025, 2049, 14_336, 14_337)
 #: As many entries fall on each row that they are selected by the whole grid.
 LONG = ((1, 15_000), (1, 20_008), (2, 30_000))
