@@ -256,3 +256,18 @@ def test_any_grid(device, data):
     metric = data.draw(st.sampled_from(ENTRY_METRICS + MASK_METRICS))
     reduce = data.draw(st.sampled_from(["mean", "sum", "max"]))
     check_blocks(device, *arrays(shape, block), block=block, metric=metric, reduce=reduce, alpha=0.9)
+
+
+@pytest.mark.parametrize("block", [(1, 2), (2, 1)])
+def test_scores_that_no_cache_holds(device, block):
+    """Block scores that are written and not read go past the caches from 16 MiB on: all of them, and nothing beside
+    them."""
+    rows, columns = 4, 2**21 + 34
+    weight = torch.randn(rows, columns, device=device)
+    grid = (rows // block[0], columns // block[1])
+    highest = weight.abs().reshape(grid[0], block[0], grid[1], block[1]).amax((1, 3))
+    around = torch.full((highest.numel() + 10,), 7.0, device=device)
+    scores = around[3:-7].view(grid)
+    ops.update_block_scores_(scores, weight, None, block=block, metric="magnitude", reduce="max", alpha=0.0, beta=1.0)
+    assert torch.equal(scores, highest)
+    assert torch.cat([around[:3], around[-7:]]).tolist() == [7.0] * 10

@@ -267,3 +267,15 @@ def test_a_half_score_of_doubles_is_rounded_once(device, half):
     ops.update_scores_(score, tensor(weight, device=device), None, metric="magnitude")
     expected = [1 + 2 * step, 1, 1, 2.0**-24, np.inf] if half == "float16" else [1 + 2 * step, 1, 1, 2.0**-25, 3e38]
     assert_same(score, oracle.round_to(np.float32(expected), half))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_scores_that_no_cache_holds(device, dtype):
+    """Scores that are written and not read go past the caches from 16 MiB on: all of them, and nothing beside them."""
+    kind = getattr(torch, dtype)
+    n = 2**24 // kind.itemsize + 77
+    weight = torch.randn(n, device=device).to(kind)
+    around = torch.full((n + 10,), 7.0, dtype=kind, device=device)
+    ops.update_scores_(around[3:-7], weight, None, metric="magnitude", alpha=0.0, beta=1.0)
+    assert torch.equal(around[3:-7], weight.abs())
+    assert torch.cat([around[:3], around[-7:]]).tolist() == [7.0] * 10

@@ -159,6 +159,10 @@ T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
   return combine_columns(rule.reduce, one, blocks, t.block.m, other);
 }
 
+int64_t grid_size(const BlockTensor& t) {
+  return t.grid_rows() * t.grid_cols();
+}
+
 // Finishes the totals of neighbouring blocks and blends them into their scores from `place` on.
 template <class T>
 void finish_scores(const BlockTensor& t, const UpdateRule& rule, int64_t place, int64_t blocks, T* totals) {
@@ -169,7 +173,13 @@ void finish_scores(const BlockTensor& t, const UpdateRule& rule, int64_t place, 
   });
   if (rule.skip_nonfinite && rule.metric == Metric::product) drop_nonfinite(totals, blocks);
   void* scores = advance(t.score, t.score_dtype, place);
-  blend_into(scores, t.score_dtype, blocks, rule, totals, scores);
+  constexpr int64_t kSize = sizeof(T);
+  if (!rule.reads_score() && t.score_dtype == own_dtype<T>() && exceeds_caches(grid_size(t) * kSize)) {
+    blend_into(scores, t.score_dtype, blocks, rule, totals, totals);
+    write_past_caches(totals, blocks * kSize, scores);
+  } else {
+    blend_into(scores, t.score_dtype, blocks, rule, totals, scores);
+  }
 }
 
 // A tall block is cut into parts of kPartRows rows, so that few tall blocks still make many tasks; the totals
@@ -181,9 +191,6 @@ int64_t parts_of(const BlockTensor& t) {
 }
 int64_t stripes_in_row(const BlockTensor& t) {
   return ceil_div(t.grid_cols(), stripe_blocks(t.block));
-}
-int64_t grid_size(const BlockTensor& t) {
-  return t.grid_rows() * t.grid_cols();
 }
 
 template <class T>

@@ -5,6 +5,7 @@
 
 #include "../../math/portable.h"
 #include "../pool.h"
+#include "past.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
@@ -27,14 +28,18 @@ class Buffer {
   T* data_;
 };
 
-// f(begin, end) on disjoint ranges that cover [0, tasks).
+// f(begin, end) on disjoint ranges that cover [0, tasks); what they have written is there for all threads
+// then.
 template <class F>
 void parallel(const Pool& pool, int64_t tasks, const F& f) {
   if (tasks <= 0) return;
-  if (tasks == 1 || pool.threads == 1) return f(int64_t(0), tasks);
-  pool.run(
-      tasks, [](void* context, int64_t begin, int64_t end) { (*static_cast<const F*>(context))(begin, end); },
-      const_cast<F*>(&f));
+  const auto run = [](void* context, int64_t begin, int64_t end) {
+    (*static_cast<const F*>(context))(begin, end);
+    finish_writes();
+  };
+  void* const context = const_cast<F*>(&f);
+  if (tasks == 1 || pool.threads == 1) return run(context, 0, tasks);
+  pool.run(tasks, run, context);
 }
 
 // Tiles of a list of tensors, numbered through: `tiles_of(tensor)` says how many a tensor has.

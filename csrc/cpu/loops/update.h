@@ -45,7 +45,15 @@ void update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule&
   if (overflowed(rule)) return;
   FlatTiles<UpdateTensor>(tensors, count)
       .for_all(pool, [&](const UpdateTensor& t, int64_t begin, int64_t length, int64_t) {
-        update_chunk(t, rule, begin, length, advance(t.score, t.score_dtype, begin));
+        if (rule.reads_score() || !exceeds_caches(t.numel * entry_bytes(t.score_dtype))) {
+          return update_chunk(t, rule, begin, length, advance(t.score, t.score_dtype, begin));
+        }
+        for (int64_t done = 0; done < length; done += kPiece) {
+          const int64_t at = begin + done, piece = min64(kPiece, length - done);
+          alignas(kPast) char scores[kPiece * sizeof(double)];
+          update_chunk(t, rule, at, piece, scores);
+          write_past_caches(scores, piece * entry_bytes(t.score_dtype), advance(t.score, t.score_dtype, at));
+        }
       });
 }
 
