@@ -8,7 +8,10 @@ namespace pruneops::cuda {
 
 // Ties are counted for parts: runs of tiles of one table, so many that a part is short and so few that every
 // block can look through their counts.
-constexpr int64_t kMaxParts = 8192;
+#ifndef PRUNEOPS_MAX_PARTS
+#define PRUNEOPS_MAX_PARTS 8192
+#endif
+constexpr int64_t kMaxParts = PRUNEOPS_MAX_PARTS;
 
 // Which ties a part has counted: with either end of the bracket, or with the threshold.
 enum class Ties { low, high, threshold };

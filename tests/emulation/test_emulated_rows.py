@@ -66,7 +66,8 @@ def test_row_sizes(backend, row):
 )
 def test_row_sizes_of_other_keys(backend, dtype, row):
     for name in NAMES:
-        check_rows(backend, scores_of(name, (2, row), dtype), row // 2, dtype)
+        # So many that none is selected by the whole grid.
+        check_rows(backend, scores_of(name, (2 if row < 30_000 else 3, row), dtype), row // 2, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -107,6 +107,12 @@ def test_topk_of_more_samples_than_a_block_takes(backend, how):
     check_topk(backend, [values("normal", (n,), seed=n) for n in (160_000, 9)], 100_000, **how)
 
 
+@pytest.mark.parametrize("name", ["few_distinct", "all_equal", "mostly_zero"])
+def test_topk_with_ties_in_parts_of_several_tiles(backend, name):
+    for keep in (70_000, 100_000):
+        check_topk(backend, [values(name, (n,), seed=n) for n in (160_000, 9)], keep)
+
+
 def sampled(backend, n):
     """Where the kernels take their samples of ``n`` entries."""
     return [backend.module.sample_position(j, n // 64, n) for j in range(n // 64)]
