@@ -55,21 +55,19 @@ __device__ __forceinline__ uint32_t are_from(uint32_t pair, uint32_t threshold) 
 #endif
 }
 
-// The lower and the higher of each of two pairs, or what is no NaN.
-__device__ __forceinline__ uint32_t lower_of(uint32_t one, uint32_t other) {
+// The lower or, with kHigher, the higher of each of two pairs; of a number and NaN the number.
+template <bool kHigher>
+__device__ __forceinline__ uint32_t outer_of(uint32_t one, uint32_t other) {
 #if defined(PRUNEOPS_PAIRS)
-  asm("min.bf16x2 %0, %0, %1;" : "+r"(one) : "r"(other));
+  if constexpr (kHigher) {
+    asm("max.bf16x2 %0, %0, %1;" : "+r"(one) : "r"(other));
+  } else {
+    asm("min.bf16x2 %0, %0, %1;" : "+r"(one) : "r"(other));
+  }
   return one;
 #else
-  return pair_of(fminf(first_of(one), first_of(other)), fminf(second_of(one), second_of(other)));
-#endif
-}
-__device__ __forceinline__ uint32_t higher_of(uint32_t one, uint32_t other) {
-#if defined(PRUNEOPS_PAIRS)
-  asm("max.bf16x2 %0, %0, %1;" : "+r"(one) : "r"(other));
-  return one;
-#else
-  return pair_of(fmaxf(first_of(one), first_of(other)), fmaxf(second_of(one), second_of(other)));
+  const auto outer = [](float a, float b) { return kHigher ? fmaxf(a, b) : fminf(a, b); };
+  return pair_of(outer(first_of(one), first_of(other)), outer(second_of(one), second_of(other)));
 #endif
 }
 
@@ -121,8 +119,8 @@ __device__ __forceinline__ void ends_between(const uint32_t (&pairs)[kCount][kPa
     for (int p = 0; p < kPairs; ++p) {
       const uint32_t pair = pairs[v][p], is_from = are_from(pair, from) | all,
                      is_behind = are_from(pair, behind);
-      lowest_two = lower_of((pair & is_from) | (first & ~is_from), lowest_two);
-      highest_two = higher_of((pair & ~is_behind) | (last & is_behind), highest_two);
+      lowest_two = outer_of<false>((pair & is_from) | (first & ~is_from), lowest_two);
+      highest_two = outer_of<true>((pair & ~is_behind) | (last & is_behind), highest_two);
     }
   }
   lowest = fminf(first_of(lowest_two), second_of(lowest_two));

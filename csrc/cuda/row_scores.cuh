@@ -10,7 +10,7 @@ namespace pruneops::cuda {
 // Rows of a block in which each warp has one of its own: few, as the block's registers are kept until all are
 // done.
 constexpr int kWarpRows = 2;
-// Warps of the largest block that holds a row, and vectors of each of its threads.
+// Warps of the largest block that holds a row, and vectors of each of its threads; or vectors of pairs.
 constexpr int kRowWarps = 14;
 template <class T>
 constexpr int kRowVectors = sizeof(T) == sizeof(float) ? 8 : 4;
@@ -38,7 +38,7 @@ __device__ __forceinline__ void forget(int64_t& number) {
   asm volatile("" : "+l"(number));
 }
 
-// One of kRowSample scores of a row for each lane, the same in all warps.
+// One of kRowSample scores of a row for each lane.
 template <class T>
 __device__ __forceinline__ T load_sample(const SelectTensor& t, Metric metric, int64_t begin, int row) {
   forget(row);
@@ -93,10 +93,11 @@ struct RowMarks {
 template <class T, class Threads, int kCount>
 struct HeldScores {
   using Type = T;
+  // Of a multiprocessor, at least, where each has a row.
   static constexpr int kWarps = sizeof(T) == sizeof(float) ? 20 : 16;
   static constexpr int kVectors = kCount;
   static constexpr int kPerThread = kCount * kVector;
-  static constexpr bool kTies = false;
+  static constexpr bool kAlwaysCut = false;
   static constexpr bool kHoldsSample = false;
 
   T scores[kCount][kVector];
@@ -235,7 +236,8 @@ struct HeldPairs {
   static constexpr int kVectors = kCount;
   static constexpr int kPerThread = kCount * kVector;
   static constexpr int kPairs = kVector / 2;
-  static constexpr bool kTies = true;  // in every row, as good as
+  // Almost every row has ties at the threshold: one that has none takes their way too.
+  static constexpr bool kAlwaysCut = true;
   static constexpr bool kHoldsSample = std::is_same_v<Threads, WarpThreads>;
 
   uint32_t pairs[kCount][kPairs];
@@ -243,7 +245,7 @@ struct HeldPairs {
 
   __device__ __forceinline__ HeldPairs(const SelectTensor& t, Metric metric, int64_t begin, int size)
       : places{begin, size} {
-    if (padding() == 0) {
+    if (padding() == 0) {  // nothing is to be NaN
 #pragma unroll
       for (int v = 0; v < kCount; ++v) load(t, v);
     } else {
@@ -307,7 +309,8 @@ struct HeldPairs {
 template <class Held>
 struct HeldRow {
   using Type = typename Held::Type;
-  static constexpr bool kTies = Held::kTies;
+  static constexpr bool kAlwaysCut = Held::kAlwaysCut;
+  static constexpr bool kHoldsSample = Held::kHoldsSample;
   Held held;
 
   template <class F>
@@ -315,10 +318,6 @@ struct HeldRow {
     f(held);
   }
   __device__ __forceinline__ int padding() const { return held.padding(); }
-  __device__ __forceinline__ Type sample(const SelectTensor& t, Metric metric, int64_t begin, int row) const {
-    if constexpr (Held::kHoldsSample) return held.sample();
-    return load_sample<Type>(t, metric, begin, row);
-  }
 };
 
 // or that is nowhere but in memory.
@@ -326,7 +325,7 @@ template <class T>
 struct MemoryRow {
   using Type = T;
   using Part = HeldScores<T, BlockThreads, kRowVectors<T> / 4>;
-  static constexpr bool kTies = Part::kTies;
+  static constexpr bool kAlwaysCut = Part::kAlwaysCut, kHoldsSample = Part::kHoldsSample;
   const SelectTensor& tensor;
   Metric metric;
   int64_t begin;
@@ -337,9 +336,6 @@ struct MemoryRow {
     for (int at = 0; at < size; at += step()) {
       f(Part(tensor, metric, begin + at, size - at < step() ? size - at : step()));
     }
-  }
-  __device__ __forceinline__ T sample(const SelectTensor&, Metric, int64_t, int) const {
-    return load_sample<T>(tensor, metric, begin, size);
   }
   __device__ __forceinline__ int padding() const { return (size + step() - 1) / step() * step() - size; }
 

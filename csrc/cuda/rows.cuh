@@ -10,6 +10,14 @@ namespace pruneops::cuda {
 
 // ---- the search
 
+// A sample of a row, one score for each lane, the same in all warps that share it.
+template <class Row>
+__device__ __forceinline__ auto sample_of(const Row& row, const SelectTensor& t, Metric metric, int64_t begin,
+                                          int size) {
+  if constexpr (Row::kHoldsSample) return row.held.sample();
+  return load_sample<typename Row::Type>(t, metric, begin, size);
+}
+
 // The keys of all lanes' scores, sorted over the lanes (bitonic, Batcher 1968).
 template <class T>
 __device__ __forceinline__ Key<T> sort_sample(T own) {
@@ -109,10 +117,10 @@ __device__ __forceinline__ void select_row(const SelectTensor& t, Metric metric,
                                            int64_t begin, int size, int k, Group& group) {
   using T = typename Row::Type;
   const auto found = search_row(row, k, size, fine_bits<T>(metric, t.weight_dtype),
-                                sort_sample(row.sample(t, metric, begin, size)), group);
+                                sort_sample(sample_of(row, t, metric, begin, size)), group);
   int first_ties = found.ties_kept();
   row.for_each_part([&](const auto& held) {
-    if (Row::kTies || first_ties > 0) {
+    if (Row::kAlwaysCut || first_ties > 0) {
       first_ties = write_cut(t, held, found, first_ties, group);
     } else {
       write_from(t, held, RowSearch<T>::score(found.high));

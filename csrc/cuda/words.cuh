@@ -108,11 +108,12 @@ struct MaskWords {
     for (int w = 0; w < kWords; ++w) all |= (words[w] * 0x10204080u) >> 28 << (kBytes * w);
     return all & ((1u << n) - 1);
   }
-  // How many entries are kept: a product adds the bytes.
+  // How many entries are kept.
+  __device__ __forceinline__ int count() const { return __popc(words[0]) + __popc(words[1]); }
+  // The same where many masks are counted in turn, which is what popc is slow at: a product adds the bytes.
   __device__ __forceinline__ int sum() const {
     return static_cast<int>(((words[0] + words[1]) * kOnes) >> 24);
   }
-  __device__ __forceinline__ int count() const { return __popc(words[0]) + __popc(words[1]); }
   // Those of the first n.
   __device__ __forceinline__ int count(int n) const { return n == kVector ? count() : __popc(bits(n)); }
 };
