@@ -258,15 +258,16 @@ def test_any_grid(device, data):
     check_blocks(device, *arrays(shape, block), block=block, metric=metric, reduce=reduce, alpha=0.9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("block", [(1, 2), (2, 1)])
-def test_scores_that_no_cache_holds(device, block):
+def test_scores_that_no_cache_holds(device, block, dtype):
     """Block scores that are written and not read go past the caches from 16 MiB on: all of them, and nothing beside
     them."""
-    rows, columns = 4, 2**21 + 34
-    weight = torch.randn(rows, columns, device=device)
+    rows, columns = 16 // dtype.itemsize, 2**21 + 34
+    weight = torch.randn(rows, columns, device=device).to(dtype)
     grid = (rows // block[0], columns // block[1])
     highest = weight.abs().reshape(grid[0], block[0], grid[1], block[1]).amax((1, 3))
-    around = torch.full((highest.numel() + 10,), 7.0, device=device)
+    around = torch.full((highest.numel() + 10,), 7.0, dtype=dtype, device=device)
     scores = around[3:-7].view(grid)
     ops.update_block_scores_(scores, weight, None, block=block, metric="magnitude", reduce="max", alpha=0.0, beta=1.0)
     assert torch.equal(scores, highest)

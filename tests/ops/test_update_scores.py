@@ -279,3 +279,14 @@ def test_scores_that_no_cache_holds(device, dtype):
     ops.update_scores_(around[3:-7], weight, None, metric="magnitude", alpha=0.0, beta=1.0)
     assert torch.equal(around[3:-7], weight.abs())
     assert torch.cat([around[:3], around[-7:]]).tolist() == [7.0] * 10
+
+
+def test_scores_of_a_list_that_no_cache_holds(device):
+    """What counts is the list: each tensor would fit."""
+    weights = [torch.randn(99_991 + i, device=device) for i in range(50)]
+    around = torch.full((sum(map(len, weights)) + 50,), 7.0, device=device)
+    parts = around.split([len(w) + 1 for w in weights])
+    ops.update_scores_([part[:-1] for part in parts], weights, None, metric="magnitude", alpha=0.0, beta=1.0)
+    for part, weight in zip(parts, weights, strict=True):
+        assert torch.equal(part[:-1], weight.abs())
+        assert part[-1] == 7

@@ -159,13 +159,11 @@ T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
   return combine_columns(rule.reduce, one, blocks, t.block.m, other);
 }
 
-int64_t grid_size(const BlockTensor& t) {
-  return t.grid_rows() * t.grid_cols();
-}
-
-// Finishes the totals of neighbouring blocks and blends them into their scores from `place` on.
+// Finishes the totals of neighbouring blocks and blends them into their scores from `place` on, past the
+// caches or not.
 template <class T>
-void finish_scores(const BlockTensor& t, const UpdateRule& rule, int64_t place, int64_t blocks, T* totals) {
+void finish_scores(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t place, int64_t blocks,
+                   T* totals) {
   visit_reduce(rule.reduce, [&](auto constant) {
     for (int64_t i = 0; i < blocks; ++i) {
       totals[i] = finish_block(decltype(constant)::value, totals[i], t.block.entries());
@@ -173,13 +171,8 @@ void finish_scores(const BlockTensor& t, const UpdateRule& rule, int64_t place, 
   });
   if (rule.skip_nonfinite && rule.metric == Metric::product) drop_nonfinite(totals, blocks);
   void* scores = advance(t.score, t.score_dtype, place);
-  constexpr int64_t kSize = sizeof(T);
-  if (!rule.reads_score() && t.score_dtype == own_dtype<T>() && exceeds_caches(grid_size(t) * kSize)) {
-    blend_into(scores, t.score_dtype, blocks, rule, totals, totals);
-    write_past_caches(totals, blocks * kSize, scores);
-  } else {
-    blend_into(scores, t.score_dtype, blocks, rule, totals, scores);
-  }
+  if (past) return blend_past(t.score_dtype, blocks, rule, totals, scores);
+  blend_into(scores, t.score_dtype, blocks, rule, totals, scores);
 }
 
 // A tall block is cut into parts of kPartRows rows, so that few tall blocks still make many tasks; the totals
@@ -192,9 +185,13 @@ int64_t parts_of(const BlockTensor& t) {
 int64_t stripes_in_row(const BlockTensor& t) {
   return ceil_div(t.grid_cols(), stripe_blocks(t.block));
 }
+int64_t grid_size(const BlockTensor& t) {
+  return t.grid_rows() * t.grid_cols();
+}
 
 template <class T>
-void update_stripe(const BlockTensor& t, const UpdateRule& rule, int64_t stripe, void* part_totals) {
+void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t stripe,
+                   void* part_totals) {
   const int64_t parts = parts_of(t);
   const int64_t part_row = stripe / stripes_in_row(t), block_row = part_row / parts, part = part_row % parts;
   const int64_t first = stripe % stripes_in_row(t) * stripe_blocks(t.block);
@@ -210,7 +207,7 @@ void update_stripe(const BlockTensor& t, const UpdateRule& rule, int64_t stripe,
     const int64_t place = block_row * t.grid_cols() + first + done;
     T* totals = block_totals<T>(t, rule, row, rows, first + done, few, one, other);
     if (parts == 1) {
-      finish_scores(t, rule, place, few, totals);
+      finish_scores(t, rule, past, place, few, totals);
     } else {
       memcpy(static_cast<T*>(part_totals) + part * grid_size(t) + place, totals,
              static_cast<size_t>(few) * sizeof(T));
@@ -219,8 +216,8 @@ void update_stripe(const BlockTensor& t, const UpdateRule& rule, int64_t stripe,
 }
 
 template <class T>
-void combine_parts(const BlockTensor& t, const UpdateRule& rule, const void* part_totals, int64_t place,
-                   int64_t blocks) {
+void combine_parts(const BlockTensor& t, const UpdateRule& rule, bool past, const void* part_totals,
+                   int64_t place, int64_t blocks) {
   const T* parts = static_cast<const T*>(part_totals) + place;
   T totals[kChunk];
   for (int64_t i = 0; i < blocks; ++i) totals[i] = parts[i];
@@ -228,12 +225,13 @@ void combine_parts(const BlockTensor& t, const UpdateRule& rule, const void* par
     parts += grid_size(t);
     for (int64_t i = 0; i < blocks; ++i) totals[i] = combine(rule.reduce, totals[i], parts[i]);
   }
-  finish_scores(t, rule, place, blocks, totals);
+  finish_scores(t, rule, past, place, blocks, totals);
 }
 
 void update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                          const Pool& pool) {
   if (rule.found_inf != nullptr && *rule.found_inf != 0.0f) return;
+  const bool past = writes_past(tensors, count, rule, grid_size);
   Buffer<int64_t> offsets(count + 1);  // of a tensor's part totals
   offsets[0] = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -246,8 +244,8 @@ void update_block_scores(const BlockTensor* tensors, int64_t count, const Update
   parallel(pool, stripes.tiles(), [&](int64_t begin, int64_t end) {
     stripes.for_range(begin, end, [&](int64_t i, int64_t stripe, int64_t) {
       double* part = part_totals.data() + offsets[i];
-      tensors[i].wide() ? update_stripe<double>(tensors[i], rule, stripe, part)
-                        : update_stripe<float>(tensors[i], rule, stripe, part);
+      tensors[i].wide() ? update_stripe<double>(tensors[i], rule, past, stripe, part)
+                        : update_stripe<float>(tensors[i], rule, past, stripe, part);
     });
   });
   TileTable chunks(tensors, count,
@@ -256,8 +254,8 @@ void update_block_scores(const BlockTensor* tensors, int64_t count, const Update
     chunks.for_range(begin, end, [&](int64_t i, int64_t chunk, int64_t) {
       const double* part = part_totals.data() + offsets[i];
       const int64_t place = chunk * kChunk, blocks = min64(kChunk, grid_size(tensors[i]) - place);
-      tensors[i].wide() ? combine_parts<double>(tensors[i], rule, part, place, blocks)
-                        : combine_parts<float>(tensors[i], rule, part, place, blocks);
+      tensors[i].wide() ? combine_parts<double>(tensors[i], rule, past, part, place, blocks)
+                        : combine_parts<float>(tensors[i], rule, past, part, place, blocks);
     });
   });
 }

@@ -134,6 +134,26 @@ void blend_into(const void* score, Dtype dtype, int64_t n, const UpdateRule& rul
   });
 }
 
+// Whether a list's scores are written and not read, and are more than any cache would keep until they are
+// read; a tensor has scores_of(tensor) of them.
+template <class Tensor, class F>
+bool writes_past(const Tensor* tensors, int64_t count, const UpdateRule& rule, const F& scores_of) {
+  int64_t bytes = 0;
+  for (int64_t i = 0; i < count; ++i) bytes += scores_of(tensors[i]) * entry_bytes(tensors[i].score_dtype);
+  return !rule.reads_score() && exceeds_caches(bytes);
+}
+
+// Writes n new values over scores that are not read, past the caches.
+template <class T>
+void blend_past(Dtype dtype, int64_t n, const UpdateRule& rule, const T* v, void* scores) {
+  alignas(kPast) char some[kChunk * sizeof(T)];
+  for (int64_t done = 0; done < n; done += kChunk) {
+    const int64_t run = min64(kChunk, n - done);
+    blend_into<T>(nullptr, dtype, run, rule, v + done, some);
+    write_past_caches(some, run * entry_bytes(dtype), advance(scores, dtype, done));
+  }
+}
+
 // The scores of a selection: the entries [begin, begin + n), n at most kChunk, stored or made on the fly.
 template <class T>
 const T* score_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, T* buffer) {

@@ -10,11 +10,12 @@ namespace {
 // looks ahead into the next loads while it computes.
 constexpr int64_t kPiece = 256;
 
-// Updates the scores [at, at + n), n at most kPiece, and writes them to `target`: the scores themselves, or a
-// buffer. Flat, since calls between the loops of a piece keep the processor from looking ahead into the next.
+// Updates the scores [at, at + n), n at most kPiece, and writes them to `target`: the scores themselves, past
+// the caches or not, or a buffer. Flat, since calls between the loops of a piece keep the processor from
+// looking ahead into the next.
 template <class T>
 [[gnu::flatten]] void update_piece(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n,
-                                   void* target) {
+                                   void* target, bool past) {
   T weights[kPiece], grads[kPiece], values[kPiece];
   const T* w = reads_weight(rule.metric) ? load_chunk(t.weight, t.weight_dtype, at, n, weights) : nullptr;
   const T* g = reads_grad(rule.metric) ? load_chunk(t.grad, t.grad_dtype, at, n, grads) : nullptr;
@@ -24,16 +25,18 @@ template <class T>
   values_of<T>(rule.metric, w, g, nullptr, n, values);
   if (rule.reads_score()) Ahead(t.score, t.score_dtype, at).ask_for(n);
   if (rule.skip_nonfinite) drop_nonfinite(values, n);
+  if (past) return blend_past(t.score_dtype, n, rule, values, target);
   blend_into(advance(t.score, t.score_dtype, at), t.score_dtype, n, rule, values, target);
 }
 
 // The same for any n.
-void update_chunk(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
+void update_chunk(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target,
+                  bool past = false) {
   for (int64_t done = 0; done < n; done += kPiece) {
     const int64_t piece = min64(kPiece, n - done);
     void* const place = advance(target, t.score_dtype, done);
-    t.wide() ? update_piece<double>(t, rule, at + done, piece, place)
-             : update_piece<float>(t, rule, at + done, piece, place);
+    t.wide() ? update_piece<double>(t, rule, at + done, piece, place, past)
+             : update_piece<float>(t, rule, at + done, piece, place, past);
   }
 }
 
@@ -43,17 +46,10 @@ bool overflowed(const UpdateRule& rule) {
 
 void update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule& rule, const Pool& pool) {
   if (overflowed(rule)) return;
+  const bool past = writes_past(tensors, count, rule, [](const UpdateTensor& t) { return t.numel; });
   FlatTiles<UpdateTensor>(tensors, count)
       .for_all(pool, [&](const UpdateTensor& t, int64_t begin, int64_t length, int64_t) {
-        if (rule.reads_score() || !exceeds_caches(t.numel * entry_bytes(t.score_dtype))) {
-          return update_chunk(t, rule, begin, length, advance(t.score, t.score_dtype, begin));
-        }
-        for (int64_t done = 0; done < length; done += kPiece) {
-          const int64_t at = begin + done, piece = min64(kPiece, length - done);
-          alignas(kPast) char scores[kPiece * sizeof(double)];
-          update_chunk(t, rule, at, piece, scores);
-          write_past_caches(scores, piece * entry_bytes(t.score_dtype), advance(t.score, t.score_dtype, at));
-        }
+        update_chunk(t, rule, begin, length, advance(t.score, t.score_dtype, begin), past);
       });
 }
 
