@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ._library import matrix_and_block, packed_size, unchecked
+from ._library import matrix_and_block, packed_size
 
 SCORE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -65,10 +65,6 @@ class Checker:
         self.op = op
         self.thorough = thorough
 
-    def run(self, op: Callable[..., Any], *args: Any) -> Any:
-        """Call an operator with what was checked."""
-        return op(*args) if self.thorough else unchecked(op, *args)
-
     def fail(self, message: str, error: type[Exception] = ValueError) -> NoReturn:
         raise error(f"{self.op}: {message}")
 
@@ -82,7 +78,7 @@ class Checker:
     def tensors(self, name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
         """One tensor or a sequence of tensors as a list."""
         if isinstance(value, Tensor):
-            return [self.tensor(name, value)]
+            return [self.tensor(name, value) if self.thorough else value]
         if not isinstance(value, Sequence):
             self.fail(f"{name} must be a tensor or a sequence of tensors, got {type(value).__name__}", TypeError)
         if not self.thorough:

@@ -27,26 +27,19 @@ class UncheckedCallError(RuntimeError):
 
 
 class _Caller(threading.local):
+    """While ``unchecked``, this thread calls operators whose arguments nobody has checked: each raises, before anything
+    is written, unless it is the compiled one and finds nothing wrong."""
+
     unchecked = False
 
 
-def unchecked(op: Callable[..., Any], *args: Any) -> Any:
-    """Call an operator whose arguments nobody has checked: it raises, before anything is written, unless it is the
-    compiled one and finds nothing wrong."""
-    _CALLER.unchecked = True
-    try:
-        return op(*args)
-    finally:
-        _CALLER.unchecked = False
-
-
-_CALLER = _Caller()
+CALLER = _Caller()
 
 
 def _checked(function: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(function)
     def call(*args: Any) -> object:
-        if _CALLER.unchecked:
+        if CALLER.unchecked:
             raise UncheckedCallError("pruneops: the arguments must be checked first")
         return function(*args)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from . import _library  # noqa: F401  the schemas must exist before kernels are added to them
@@ -53,7 +54,7 @@ _BUILD = _load()
 
 def is_served(tensor: object) -> bool:
     """Whether operators on this tensor are the compiled ones, called right now and not traced."""
-    if type(tensor) not in (Tensor, Parameter) or torch.compiler.is_compiling() or _BUILD is None:
+    if type(tensor) not in (Tensor, Parameter) or is_compiling() or _BUILD is None:
         return False
     return tensor.is_cpu or (tensor.is_cuda and bool(_BUILD["cuda_archs"]))  # type: ignore[attr-defined]
 

@@ -7,8 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.compiler import is_compiling
 
 from .._checks import Checker
+from .._library import CALLER
 from .._native import is_served
 
 Tensors = Tensor | Sequence[Tensor]
@@ -24,23 +27,25 @@ def checked(op: str, run: Callable[..., Any], tensors: Any, *args: Any) -> Any:
     here only to word what it has refused.
     """
     first = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else tensors
-    check = Checker(op, thorough=not is_served(first))
-    if not check.thorough:
+    if is_served(first):
+        CALLER.unchecked = True
         try:
-            return run(check, tensors, *args)
+            return run(Checker(op, thorough=False), tensors, *args)
         except Exception:  # whatever it is: nothing has been written
-            check = Checker(op)
-    return run(check, tensors, *args)
+            pass
+        finally:
+            CALLER.unchecked = False
+    return run(Checker(op), tensors, *args)
 
 
 def mark_written(tensors: Sequence[Tensor]) -> None:
     """Tell autograd of an in-place write, so that a stale backward raises instead of using new values."""
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return
     try:
-        torch.autograd.graph.increment_version(tensors)
+        increment_version(tensors)
     except RuntimeError:  # tensors made in inference mode have no version
-        torch.autograd.graph.increment_version([t for t in tensors if not t.is_inference()])
+        increment_version([t for t in tensors if not t.is_inference()])
 
 
 def check_inputs(
@@ -58,7 +63,7 @@ def check_inputs(
 def masks_for(check: Checker, scores: list[Tensor], packed: bool, out: Any) -> list[Tensor]:
     """The masks to write for these scores: given ones, checked, or new ones."""
     if out is None:
-        return check.run(OPS.empty_masks, scores, packed)
+        return OPS.empty_masks(scores, packed)
     masks = check.tensors("out", out)
     check.same_length("out", masks, "scores", scores)
     dtype = torch.uint8 if packed else torch.bool

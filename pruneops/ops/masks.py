@@ -95,7 +95,7 @@ def _apply_masks(check: Checker, tensors: TensorOrList, masks: Tensors, block: S
     if check.thorough:
         _check_masks(check, tensor_list, mask_list, size)
     if tensor_list:
-        check.run(OPS.apply_masks_, tensor_list, mask_list, size)
+        OPS.apply_masks_(tensor_list, mask_list, size)
         mark_written(tensor_list)
     return tensors
 

@@ -19,22 +19,24 @@ class _Selection:
     def __init__(self, check: Checker, scores: Tensors, metric: str | None, grads: Any, input_norm: Any) -> None:
         self.check = check
         self.scores = check.tensors("scores", scores)
-        self.metric = metric
         self.grads: list[Tensor] = []
         self.norms: list[Tensor] = []
         if metric is not None:
-            _, self.grads = check.reads(metric, SELECT_METRICS, self.scores, grads)
+            self._read_inputs(metric, grads, input_norm)
         elif grads is not None:
             check.fail("grads are read only with a metric")
+        if input_norm is not None and metric != "wanda":
+            check.fail("input_norm is read only with metric 'wanda'")
         if check.thorough:
             for i, score in enumerate(self.scores):
                 check.floating("scores", score, i)
-        if metric is not None and SELECT_METRICS[metric][1]:
-            check_inputs(check, "grads", self.grads, self.scores)
+
+    def _read_inputs(self, metric: str, grads: Any, input_norm: Any) -> None:
+        _, self.grads = self.check.reads(metric, SELECT_METRICS, self.scores, grads)
+        if SELECT_METRICS[metric][1]:
+            check_inputs(self.check, "grads", self.grads, self.scores)
         if metric == "wanda":
             self._read_norms(input_norm)
-        elif input_norm is not None:
-            check.fail("input_norm is read only with metric 'wanda'")
 
     def _read_norms(self, input_norm: Any) -> None:
         if input_norm is None:
@@ -97,7 +99,7 @@ def _kth_value(check: Checker, scores: Tensors, k: int, metric: str | None, grad
     select = _Selection(check, scores, metric, grads, input_norm)
     select.check_device()
     check.integer("k", k, 1, select.total())
-    return check.run(OPS.kth_value, select.scores, k, metric, select.grads, select.norms)
+    return OPS.kth_value(select.scores, k, metric, select.grads, select.norms)
 
 
 def count_digits(
@@ -151,7 +153,7 @@ def _count_digits(
             check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
         check.integer("round", round, 0, digit_rounds(compute_dtype(*select.scores, *select.grads)) - 1)
         select.check_device(prefix=prefix)
-    return check.run(OPS.count_digits, select.scores, prefix, round, metric, select.grads, select.norms)
+    return OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
 
 
 def topk_mask(
@@ -219,7 +221,7 @@ def _topk_mask(
     kept = check.sparsity_to_keep(keep, sparsity, select.total())
     masks = select.outputs(packed, out)
     if masks:
-        check.run(OPS.topk_mask, select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
+        OPS.topk_mask(select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
     return written(masks, scores, out)
 
 
@@ -327,5 +329,5 @@ def _mask_one(
     numbers = how(check)
     (mask,) = select.outputs(packed, out)
     grad, norm = (values[0] if values else None for values in (select.grads, select.norms))
-    check.run(op, score, mask, *numbers, metric, grad, norm)
+    op(score, mask, *numbers, metric, grad, norm)
     return written([mask], score, out)

@@ -246,7 +246,7 @@ def _update(
     check.optional_scalar("found_inf", found_inf)
     check.same_device(scores=scores, weights=weights, grads=grads, grad_scale=grad_scale, found_inf=found_inf)
     if scores:
-        check.run(op, scores, weights, grads, *how, alpha, beta, grad_scale, found_inf, bool(skip_nonfinite))
+        op(scores, weights, grads, *how, alpha, beta, grad_scale, found_inf, bool(skip_nonfinite))
         mark_written(scores)
 
 
