@@ -1,29 +1,44 @@
-"""``block_reduce`` beside reshape and mean."""
+"""``block_reduce`` beside reshape and mean, into block scores that are there, as a pruner calls it every step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 from pruneops import ops
 
 from .blocks import BLOCKS, as_blocks, grid, inc_mean
 from .common import Case, Config
-from .shapes import square
+from .shapes import Shape, square
+
+
+@dataclass(frozen=True)
+class Data:
+    score: Tensor
+    block: Shape
+    out: Tensor
 
 
 def cases(config: Config) -> Iterator[Case]:
     shape = square(config.n)
     contenders = {
-        "pruneops": lambda data: ops.block_reduce(*data),
-        "INC eager": lambda data: inc_mean(*data),
-        "reshape + mean": lambda data: as_blocks(*data).mean((1, 3)),
+        "pruneops": lambda data: ops.block_reduce(data.score, data.block, out=data.out),
+        "INC eager": lambda data: inc_mean(data.score, data.block),
+        "reshape + mean": lambda data: torch.mean(as_blocks(data.score, data.block), (1, 3), out=data.out),
     }
-    for name, block, main in BLOCKS:
+    main = {**contenders, "pruneops, new scores": lambda data: ops.block_reduce(data.score, data.block)}
+
+    def data(block: Shape) -> Data:
+        return Data(config.noise(*shape), block, torch.zeros(grid(shape, block), device=config.device))
+
+    for name, block, is_main in BLOCKS:
         rows, columns = grid(shape, block)
         floor = 4 + 4 * rows * columns / config.n
-        yield Case("block_reduce", f"{name}, mean, fp32", config.n, floor,
-                   lambda block=block: (config.noise(*shape), block),
-                   contenders if main else config.peers(contenders, "reshape + mean"), headline=main)  # fmt: skip
+        yield Case("block_reduce", f"{name}, mean, fp32", config.n, floor, lambda block=block: data(block),
+                   main if is_main else config.peers(contenders, "reshape + mean"), headline=is_main)  # fmt: skip
 
 
 def test_speed(timed, case, contender):

@@ -209,6 +209,12 @@ def block_reduce(score, block, reduce):
     return _reduce(_as_blocks(score.to(compute_dtype(score)), block), reduce)
 
 
+@_op("block_reduce.out(Tensor score, int[] block, str reduce, Tensor(a!) out) -> ()", fake=_writes_only)
+def block_reduce_out(score, block, reduce, out):
+    reduced = block_reduce(score.to(compute_dtype(score, out)), block, reduce)
+    out.copy_(_rounded_once(reduced, out.dtype))
+
+
 # --- selection ------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::stri
                        double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
                        bool skip_nonfinite, Tensors out, int64_t keep, std::string ties);
 Tensor block_reduce(Tensor score, Ints block, std::string reduce);
+void block_reduce_out(Tensor score, Ints block, std::string reduce, Tensor out);
 
 Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, Tensors grads,
                  Tensors input_norms);

@@ -12,6 +12,7 @@ static void add_all(torch::stable::detail::StableLibrary& library) {
   library.impl("update_block_scores_", TORCH_BOX(&update_block_scores_));
   library.impl("update_topk_mask_", TORCH_BOX(&update_topk_mask_));
   library.impl("block_reduce", TORCH_BOX(&block_reduce));
+  library.impl("block_reduce.out", TORCH_BOX(&block_reduce_out));
   library.impl("kth_value", TORCH_BOX(&kth_value));
   library.impl("count_digits", TORCH_BOX(&count_digits));
   library.impl("topk_mask", TORCH_BOX(&topk_mask));

@@ -226,10 +226,14 @@ Tensor block_reduce(Tensor score, Ints block, std::string reduce) {
   const Ints grid = {matrix.rows / size.n, matrix.cols / size.m};
   const auto type = dtype_of(score) == Dtype::f64 ? ScalarType::Double : ScalarType::Float;
   Tensor reduced = new_output(score, grid, type);
-  const UpdateRule rule{Metric::stored, reduce_of(reduce), 0.0, 1.0, nullptr, nullptr, false};
-  Tensors scores{reduced};
-  update_blocks("block_reduce", scores, {score}, {}, block, rule);
+  block_reduce_out(score, std::move(block), std::move(reduce), reduced);
   return reduced;
+}
+
+void block_reduce_out(Tensor score, Ints block, std::string reduce, Tensor out) {
+  const UpdateRule rule{Metric::stored, reduce_of(reduce), 0.0, 1.0, nullptr, nullptr, false};
+  Tensors scores{std::move(out)};
+  update_blocks("block_reduce", scores, {score}, {}, block, rule);
 }
 
 }  // namespace pruneops::ops

@@ -250,19 +250,22 @@ def _update(
         mark_written(scores)
 
 
-def block_reduce(score: Tensor, block: Sequence[int], reduce: str = "mean") -> Tensor:
+def block_reduce(score: Tensor, block: Sequence[int], reduce: str = "mean", *, out: Tensor | None = None) -> Tensor:
     """Reduce each (N, M) block of a score to one value.
 
     Args:
         score: floating, shape (R, C); conv shapes (O, I, k...) are seen as (O, k... * I).
         block: (N, M); -1 is the whole extent.
         reduce: ``mean``, ``sum`` or ``max``.
+        out: to write into: floating, shape (R/N, C/M), on the device of ``score``. Large results are written faster
+            into a tensor that is there than into a new one.
 
     Returns:
-        float32 (float64 for a float64 score) of shape (R/N, C/M).
+        ``out``, computed in float32 (float64 where it or ``score`` is) and rounded once to its dtype; or a new tensor
+        of float32 (float64 for a float64 score).
 
     Raises:
-        ValueError: the block does not divide the shape, or ``reduce`` is unknown.
+        ValueError: the block does not divide the shape, ``reduce`` is unknown, or ``out`` has another shape or device.
         TypeError: an argument is not of the kind named above.
 
     Example:
@@ -274,5 +277,13 @@ def block_reduce(score: Tensor, block: Sequence[int], reduce: str = "mean") -> T
     check.floating("score", check.tensor("score", score))
     check.choice("reduce", reduce, _REDUCES)
     size = check.block(block)
-    check.divides("score", score.shape, size)
-    return OPS.block_reduce(score, size, reduce)
+    grid = check.divides("score", score.shape, size)
+    if out is None:
+        return OPS.block_reduce(score, size, reduce)
+    check.floating("out", check.tensor("out", out))
+    check.shape("out", out, grid)
+    check.written("out", out)
+    check.same_device(score=score, out=out)
+    OPS.block_reduce.out(score, size, reduce, out)
+    mark_written([out])
+    return out

@@ -126,7 +126,13 @@ REDUCE = [
     ((f(4, 4), "22"), {}, TypeError, "block[0] must be an integer, got str"),
     ((b(4, 4), (2, 2)), {}, TypeError, f"score {FLOATS} torch.bool"),
     (([f(4, 4)], (2, 2)), {}, TypeError, "score must be a tensor, got list"),
-]
+    ((f(4, 4), (2, 2)), {"out": f(2, 4)}, ValueError, "out has shape [2, 4], expected [2, 2]"),
+    ((f(4, 4), (2, 2)), {"out": b(2, 2)}, TypeError, f"out {FLOATS} torch.bool"),
+    ((f(4, 4), (2, 2)), {"out": [f(2, 2)]}, TypeError, "out must be a tensor, got list"),
+    ((f(4, 4), (2, 2)), {"out": on_meta(2, 2)}, ValueError, "out is on meta, score is on cpu"),
+    ((f(4, 4), (2, 2)), {"out": f(1, 2).expand(2, 2)}, ValueError,
+     "out is an expanded view; entries that share memory cannot be written"),
+]  # fmt: skip
 
 #: Of all selections, given what a call needs otherwise.
 SELECT = [

@@ -16,6 +16,11 @@ def block_update(w, g, mask):
     return ops.update_block_scores_(scores, w, g, block=(2, 2), metric="snip", reduce="max")
 
 
+def matrix(x):
+    """A view of two dimensions."""
+    return x[(slice(None), slice(None), *[0] * (x.dim() - 2))]
+
+
 def row_norm(w):
     return w.detach()[(0,) * (w.dim() - 1)].float().abs().contiguous()
 
@@ -38,6 +43,7 @@ ON_ANY = {
 ON_MATRICES = {
     "update_block_scores_": block_update,
     "block_reduce max": lambda w, g, mask: ops.block_reduce(w, (2, 2), "max"),
+    "block_reduce out": lambda w, g, mask: ops.block_reduce(matrix(g), (1, 1), "max", out=matrix(w)),
     "apply_masks_ block": lambda w, g, mask: ops.apply_masks_(w, ops.block_reduce(g, (2, 2), "max") > 0, block=(2, 2)),
 }
 CASES = [(name, shape) for shape in SHAPES for name in (ON_ANY if len(shape) == 1 else {**ON_ANY, **ON_MATRICES})]

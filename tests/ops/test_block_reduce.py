@@ -83,6 +83,16 @@ def test_sums_are_wider_than_half(device):
     assert array(ops.block_reduce(score, (1, -1), "sum")).tolist() == [[60000 + 3.0 * 4095]]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("out_dtype", DTYPES)
+def test_out_is_rounded_once(device, dtype, out_dtype):
+    score = tensor(values("few_distinct", (16, 24), dtype), dtype, device)
+    wide = score.double() if out_dtype == "float64" else score
+    out = tensor(values("normal", (4, 12), out_dtype, 1), out_dtype, device)
+    assert ops.block_reduce(score, (4, 2), out=out) is out
+    assert_same(array(out), oracle.round_to(array(ops.block_reduce(wide, (4, 2))), out_dtype))
+
+
 @pytest.mark.parametrize("block", [(4, 1), (64, 64), (1, -1), (-1, -1)])
 def test_same_call_same_bits(device, block):
     score = tensor(values("normal", (512, 512)), device=device)

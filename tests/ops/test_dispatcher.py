@@ -10,6 +10,12 @@ from pruneops import ops
 OPS = torch.ops.pruneops
 
 
+def overload(name):
+    """The operator of a case, such as ``topk_mask metric`` or ``block_reduce.out``."""
+    packet, _, which = name.split()[0].partition(".")
+    return getattr(getattr(OPS, packet), which or "default")
+
+
 def inputs(device, shape=(8, 16)):
     return [tensor(values("few_distinct" if i > 1 else "normal", shape, seed=i), device=device) for i in range(3)]
 
@@ -40,6 +46,7 @@ def direct_calls(device):
         ),
         "update_block_scores_": ([blocks], [weight], [grad], [2, 4], "mask_fisher", "mean", 0.9, 1.0, None, one, False),
         "block_reduce": (score, [2, 4], "mean"),
+        "block_reduce.out": (score, [2, 4], "mean", blocks),
         "kth_value": ([score, other], 5, None, [], []),
         "kth_value metric": ([weight], 5, "wanda", [], [norm]),
         "count_digits": ([score, other], torch.zeros((), dtype=torch.int64, device=device), 0, None, [], []),
@@ -64,12 +71,12 @@ def direct_calls(device):
 
 @pytest.mark.parametrize("name", direct_calls("cpu"))
 def test_opcheck(device, name):
-    torch.library.opcheck(getattr(OPS, name.split()[0]).default, direct_calls(device)[name])
+    torch.library.opcheck(overload(name), direct_calls(device)[name])
 
 
 def test_every_operator_is_checked():
     operators = set(ops.__all__)
-    assert {name.split()[0] for name in direct_calls("cpu")} == operators
+    assert {name.split()[0].partition(".")[0] for name in direct_calls("cpu")} == operators
     assert {name.split()[0] for name in FUNCTIONS} == operators
 
 
@@ -102,7 +109,7 @@ def test_direct_calls_are_checked_too(device, name):
             arguments = list(direct_calls(device)[name])
             arguments[i] = wrong
             with pytest.raises(RuntimeError):
-                getattr(OPS, name.split()[0])(*arguments)
+                overload(name)(*arguments)
 
 
 def update_scores(score, weight, grad):
@@ -135,6 +142,7 @@ FUNCTIONS = {
     "update_topk_mask_": lambda s, w, g: ops.update_topk_mask_(s, w, g, metric="snip", keep=30),
     "update_block_scores_": update_block_scores,
     "block_reduce": lambda s, w, g: ops.block_reduce(s, (2, -1), "max"),
+    "block_reduce out": lambda s, w, g: ops.block_reduce(s, (1, 1), "max", out=w),
     "kth_value": lambda s, w, g: ops.kth_value([s, w], 30),
     "count_digits": lambda s, w, g: ops.count_digits([s, w], torch.zeros(1, dtype=torch.int64, device=s.device), 0),
     "topk_mask": lambda s, w, g: ops.topk_mask(s, keep=30),
@@ -215,16 +223,18 @@ def test_no_result_carries_a_graph(device, name):
     assert not any(x.requires_grad for x in (*results, score, grad) if x is not weight)
 
 
-@pytest.mark.parametrize("name", ["update_scores_", "apply_masks_ block", "topk_mask out"])
+@pytest.mark.parametrize("name", ["update_scores_", "apply_masks_ block", "topk_mask out", "block_reduce out"])
 def test_a_write_is_seen_by_autograd(device, name):
     x = torch.ones(8, 16, device=device, requires_grad=True)
-    written = torch.ones(8, 16, dtype=torch.bool if "out" in name else torch.float32, device=device)
+    written = torch.ones(8, 16, dtype=torch.bool if name == "topk_mask out" else torch.float32, device=device)
     loss = (x * written).sum()
     weight = torch.zeros(8, 16, device=device)
     if name == "update_scores_":
         ops.update_scores_(written, weight, None, metric="magnitude")
     elif name == "topk_mask out":
         ops.topk_mask(weight, keep=0, out=written)
+    elif name == "block_reduce out":
+        ops.block_reduce(weight, (1, 1), out=written)
     else:
         ops.apply_masks_(written, torch.zeros(4, 4, dtype=torch.bool, device=device), block=(2, 4))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -248,7 +258,6 @@ def test_meta_tensors_give_the_shapes(name):
         return value.to("meta") if isinstance(value, torch.Tensor) else value
 
     arguments = direct_calls("cpu")[name]
-    operator = getattr(OPS, name.split()[0])
-    real, meta = operator(*arguments), operator(*map(to_meta, arguments))
+    real, meta = overload(name)(*arguments), overload(name)(*map(to_meta, arguments))
     real, meta = ([] if x is None else x if isinstance(x, list) else [x] for x in (real, meta))
     assert [(x.shape, x.dtype, x.stride()) for x in meta] == [(x.shape, x.dtype, x.stride()) for x in real]
