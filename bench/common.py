@@ -170,28 +170,28 @@ def repeat(fn: Callable[[], object], device: str, warm: float) -> list[float]:
 
 
 class CopyBandwidth:
-    """Bytes read and written per second by ``dst.copy_(src)``, best of several, beyond the caches."""
+    """Bytes read and written per second by ``dst.copy_(src)``, beyond the caches."""
 
     def __init__(self, config: Config) -> None:
         self.device = config.device
         n = 2**20 if config.smoke else 2**28 if config.device == "cuda" else 2**26
         self.source = torch.ones(n, device=self.device)
         self.target = torch.zeros_like(self.source)
-        self.best = 0.0
 
     def measure(self) -> float:
-        """Measure once more; the best so far. Called beside each case, since a machine's speed drifts."""
+        """The best of several copies."""
         times = repeat(lambda: self.target.copy_(self.source), self.device, PATIENCE_S / 5)
-        self.best = max(self.best, 2 * self.source.nbytes / min(times))
-        return self.best
+        return 2 * self.source.nbytes / min(times)
 
 
 class Bench:
-    """One run: the current case's data, built once for all its contenders, and the copy bandwidth."""
+    """One run: the current case's data, built once for all its contenders, and the copy bandwidth beside each of them,
+    since the speed of a machine that others share changes by half within a minute."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.copy = CopyBandwidth(config)
+        self._copy = CopyBandwidth(config)
+        self._last_copy = 0.0
         self._case: Case | None = None
         self._data: Any = None
 
@@ -219,10 +219,11 @@ class Bench:
         torch.manual_seed(0)
         self._data = case.data()
         self._case = case
-        self.copy.measure()
+        self._last_copy = self._copy.measure()
 
     def facts(self, case: Case, contender: str, peak: int) -> dict[str, object]:
-        """What a record says beside its times."""
+        """What a record says beside its times, once these have been taken."""
+        before, self._last_copy = self._last_copy, self._copy.measure()
         return {
             "op": case.op,
             "case": case.name,
@@ -232,7 +233,7 @@ class Bench:
             "headline": case.headline,
             "relative_to": case.relative_to,
             "peak_extra_bytes": peak,
-            "copy_bandwidth": self.copy.best,
+            "copy_bandwidth": max(before, self._last_copy),
             "device": self.config.device,
             "size": self.config.size,
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from .results import OURS, Row, Run, decimal
+from .results import OURS, Row, Run, decimal, span
 
 #: Kind of contender: colour, marker, size.
 STYLES = {
@@ -64,7 +64,7 @@ def draw(runs: dict[str, Run], path: Path) -> None:
     for axes, run in zip(grid, panels, strict=True):
         facts = run.machines[0]
         name = facts["gpu"] if run.device == "cuda" else f"{facts['cpu']}, {facts['threads']} threads"
-        _panel(axes, run.headlines(), f"{name}, copy at {run.copies[0] / 1e9:.0f} GB/s")
+        _panel(axes, run.headlines(), f"{name}, copy at {span(run.copies[0])}")
     missing = "" if "cuda" in runs else "  GPU: not measured."
     grid[-1].set_xlabel(f"fraction of the copy bandwidth (least bytes / time / bandwidth){missing}", fontsize=9)
     handles = [Line2D([], [], linestyle="", marker=marker, color=colour, label=label)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from .picture import draw
-from .results import Result, Row, Run, decimal, load
+from .results import Result, Row, Run, decimal, load, span
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOT_MEASURED = "not measured"
@@ -62,11 +62,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def machine(run: Run) -> str:
     """One paragraph for each machine behind a run."""
     lines = []
-    for facts, copy in zip(run.machines, run.copies, strict=True):
+    for facts, copies in zip(run.machines, run.copies, strict=True):
         where = f"{facts['cpu']}, {facts['threads']} threads"
         if run.device == "cuda":
             where = f"{facts['gpu']}, driver {facts['driver']}, CUDA {facts['cuda']}"
-        line = f"{where}; torch {facts['torch']}, commit {facts['commit']}; copy {copy / 1e9:.1f} GB/s."
+        line = f"{where}; torch {facts['torch']}, commit {facts['commit']}; copy {span(copies)}."
         if line not in lines:
             lines.append(line)
     return "\n".join(lines)
@@ -95,8 +95,8 @@ def short_table(runs: dict[str, Run]) -> str:
     notes.append(f"GPU: {machine(cuda)}" if cuda.rows else f"GPU: {NOT_MEASURED}.")
     legend = (
         "*Of the copy*: bytes that the operator must read and write at the least, over its time, as a fraction of the "
-        "bandwidth of `dst.copy_(src)` in the same run. *Extra memory*: peak beyond what stood before the call, inputs "
-        "and given outputs not counted. CPU: the best of several rounds, for peers and the copy too; "
+        "bandwidth of `dst.copy_(src)`. *Extra memory*: peak beyond what stood before the call, inputs and given "
+        "outputs not counted. CPU: the best of several rounds, for peers too, and of the copies right before and after them; "
         "GPU: the median of calls that follow one another, as `triton.testing.do_bench` takes them; ms, entries and "
         "fraction of the copy."
     )

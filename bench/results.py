@@ -1,4 +1,4 @@
-"""Reads the JSON of benchmark runs: for each case its contenders, held against the copy of their own run."""
+"""Reads the JSON of benchmark runs: for each case its contenders, held against the copy beside them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 OURS = "pruneops"
-#: On a CPU the best round, for every contender as for the copy: others share the machine. On a GPU nobody does.
+#: On a CPU the best round, and the copy right beside it, since others share the machine; on a GPU, which nobody shares,
+#: the median, and the best copy of the run.
 STATISTIC = {"cpu": "min", "cuda": "median"}
 
 
 def decimal(x: float) -> str:
     """A fraction with two digits that mean something."""
     return f"{x:.2f}" if x >= 0.1 else f"{x:.2g}"
+
+
+def span(bandwidths: list[float]) -> str:
+    """One bandwidth, or the lowest and the highest, in GB/s."""
+    low, high = (f"{bandwidth / 1e9:,.0f}" for bandwidth in (min(bandwidths), max(bandwidths)))
+    return f"{high} GB/s" if low == high else f"{low} to {high} GB/s"
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Result:
     seconds: float | None
     rounds: int
     peak_extra: int
+    copy_bandwidth: float
     error: str | None = None
     alone: float | None = None
 
@@ -38,7 +46,6 @@ class Row:
     floor_bytes: float
     headline: bool
     relative_to: str | None
-    copy_bandwidth: float
     results: dict[str, Result] = field(default_factory=dict)
 
     @property
@@ -51,7 +58,7 @@ class Row:
 
     def fraction(self, result: Result) -> float:
         """Of the copy bandwidth, at the floor of bytes; 0 for a failure."""
-        return self.floor_bytes / result.seconds / self.copy_bandwidth if result.seconds else 0.0
+        return self.floor_bytes / result.seconds / result.copy_bandwidth if result.seconds else 0.0
 
     def per_entry(self) -> float:
         return (self.ours.seconds or 0.0) / self.entries
@@ -63,7 +70,7 @@ class Run:
 
     device: str
     machines: list[dict[str, Any]] = field(default_factory=list)
-    copies: list[float] = field(default_factory=list)
+    copies: list[list[float]] = field(default_factory=list)
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
 
     def relative(self, row: Row) -> float | None:
@@ -92,7 +99,7 @@ def load(paths: list[Path]) -> dict[str, Run]:
         rows = _rows(content["benchmarks"])
         if rows:
             run.machines.append(machine)
-            run.copies.append(next(iter(rows.values())).copy_bandwidth)
+            run.copies.append([result.copy_bandwidth for row in rows.values() for result in row.results.values()])
             run.rows.update(rows)
     return runs
 
@@ -104,12 +111,12 @@ def _rows(records: list[dict[str, Any]]) -> dict[tuple[str, str], Row]:
         facts, stats = record["extra_info"], record["stats"] or {}
         key = (facts["op"], facts["case"])
         if key not in rows:
-            rows[key] = Row(*key, facts["entries"], facts["floor_bytes"], facts["headline"], facts["relative_to"],
-                            best_copy)  # fmt: skip
+            rows[key] = Row(*key, facts["entries"], facts["floor_bytes"], facts["headline"], facts["relative_to"])
         rows[key].results[facts["contender"]] = Result(
             stats.get(STATISTIC[facts["device"]]),
             stats.get("rounds", 0),
             facts["peak_extra_bytes"],
+            best_copy if facts["device"] == "cuda" else facts["copy_bandwidth"],
             facts.get("error"),
             facts.get("alone"),
         )

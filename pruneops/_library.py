@@ -200,19 +200,22 @@ def update_block_scores_(
         _write_score(score, value, alpha, beta, found_inf)
 
 
+def _block_values(score: Tensor, block: Sequence[int], reduce: str, dtype: torch.dtype) -> Tensor:
+    return _reduce(_as_blocks(score.to(dtype), block), reduce)
+
+
 def _block_reduce_fake(score, block, reduce):
     return score.new_empty(block_grid(block, score.shape), dtype=compute_dtype(score))
 
 
 @_op("block_reduce(Tensor score, int[] block, str reduce) -> Tensor", fake=_block_reduce_fake)
 def block_reduce(score, block, reduce):
-    return _reduce(_as_blocks(score.to(compute_dtype(score)), block), reduce)
+    return _block_values(score, block, reduce, compute_dtype(score))
 
 
 @_op("block_reduce.out(Tensor score, int[] block, str reduce, Tensor(a!) out) -> ()", fake=_writes_only)
 def block_reduce_out(score, block, reduce, out):
-    reduced = block_reduce(score.to(compute_dtype(score, out)), block, reduce)
-    out.copy_(_rounded_once(reduced, out.dtype))
+    out.copy_(_rounded_once(_block_values(score, block, reduce, compute_dtype(score, out)), out.dtype))
 
 
 # --- selection ------------------------------------------------------------------------------------
