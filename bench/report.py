@@ -96,9 +96,9 @@ def short_table(runs: dict[str, Run]) -> str:
     legend = (
         "*Of the copy*: bytes that the operator must read and write at the least, over its time, as a fraction of the "
         "bandwidth of `dst.copy_(src)`. *Extra memory*: peak beyond what stood before the call, inputs and given "
-        "outputs not counted. CPU: the best of several rounds, for peers too, and of the copies right before and after them; "
-        "GPU: the median of calls that follow one another, as `triton.testing.do_bench` takes them; ms, entries and "
-        "fraction of the copy."
+        "outputs not counted. CPU: the best of several rounds, for peers too, and of the copies right before and after "
+        "them; GPU: the median of calls that follow one another, as `triton.testing.do_bench` takes them; ms, entries "
+        "and fraction of the copy."
     )
     return "\n\n".join([table(header, lines), legend, *notes])
 
