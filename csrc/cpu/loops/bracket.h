@@ -68,12 +68,20 @@ class Collected {
     return true;
   }
 
-  // f(key, bit of the mask) in the order in which the part added them.
-  template <class F>
+  // f(key, bit of the mask) in the order in which the part added them; where f writes masks, they are asked
+  // for early, as each is a miss of every cache.
+  template <bool kWritesMasks, class F>
   void for_part(const Part& part, const F& f) {
+    constexpr int64_t kEarly = 16;
     for (int32_t page = part.first_page; page >= 0; page = next_[page]) {
-      const int64_t begin = int64_t(page) * kPage, size = page == part.last_page ? part.last_size : kPage;
-      for (int64_t i = begin; i < begin + size; ++i) f(keys_[i], places_[i]);
+      const int64_t begin = int64_t(page) * kPage;
+      const int64_t end = begin + (page == part.last_page ? part.last_size : kPage);
+      for (int64_t i = begin; i < end; ++i) {
+        if (kWritesMasks) {
+          __builtin_prefetch(reinterpret_cast<const void*>(places_[min64(i + kEarly, end - 1)] / 8), 1);
+        }
+        f(keys_[i], places_[i]);
+      }
     }
   }
 
@@ -105,7 +113,7 @@ struct MetricKeys {
   const SelectTensor* tensors;
   Metric metric;
 
-  void prefetch(int64_t i, int64_t at) const {
+  [[gnu::always_inline]] void prefetch(int64_t i, int64_t at) const {
     const SelectTensor& t = tensors[i];
     __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
     if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
@@ -145,7 +153,7 @@ struct UpdatedKeys {
   const SelectTensor* tensors;  // of the scores
   static constexpr Metric metric = Metric::stored;
 
-  void prefetch(int64_t i, int64_t at) const {
+  [[gnu::always_inline]] void prefetch(int64_t i, int64_t at) const {
     const UpdateTensor& t = updates[i];
     __builtin_prefetch(advance(t.score, t.score_dtype, at));
     if (t.weight != nullptr) __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
@@ -181,20 +189,18 @@ Bracket<Key<T>> sample_bracket(const SelectTensor* tensors, int64_t count, int64
   int64_t end = 0;
   for (int64_t i = 0; i < count; ++i) ends[i] = end += tensors[i].numel;
   parallel(pool, size, [&](int64_t first, int64_t last) {
-    int64_t tensor = 0;
-    // Each sample is a miss of every cache: a batch is asked for before the first of it is used.
-    constexpr int64_t kBatch = 64;
-    int64_t tensor_of[kBatch], at[kBatch];
-    for (int64_t batch = first; batch < last; batch += kBatch) {
-      const int64_t n = min64(kBatch, last - batch);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t position = sample_position(batch + i, size, total);
-        while (position >= ends[tensor]) ++tensor;
-        tensor_of[i] = tensor;
-        at[i] = position - (ends[tensor] - tensors[tensor].numel);
-        source.prefetch(tensor, at[i]);
-      }
-      for (int64_t i = 0; i < n; ++i) source.peek(tensor_of[i], at[i], &sample[batch + i]);
+    // Each sample is a miss of every cache: it is asked for long before it is used.
+    constexpr int64_t kEarly = 64;
+    int64_t tensor = 0, tensor_of[kEarly], at[kEarly];
+    for (int64_t i = first; i < last + kEarly; ++i) {
+      const int64_t place = i % kEarly;
+      if (i - kEarly >= first) source.peek(tensor_of[place], at[place], &sample[i - kEarly]);
+      if (i >= last) continue;
+      const int64_t position = sample_position(i, size, total);
+      while (position >= ends[tensor]) ++tensor;
+      tensor_of[place] = tensor;
+      at[place] = position - (ends[tensor] - tensors[tensor].numel);
+      source.prefetch(tensor, at[place]);
     }
   });
   const SampleRanks ranks = sample_ranks(size, total, k);
@@ -369,17 +375,17 @@ class BracketSelection {
   void pass_piece(const V* scores, int64_t n, const SelectTensor& tensor, int64_t begin, ReadAhead& ahead,
                   bool write_masks, Part& part) {
     // Locals, which no write to a mask can change.
-    const auto low = source_.bound(bracket_.low), high = source_.bound(bracket_.high);
+    const auto ends = ends_of(bracket_, [&](K key) { return source_.bound(key); });
     BracketCounts counts = part.counts;
     for (int64_t at = 0; at < n; at += kWord) {
       const int64_t some = min64(kWord, n - at);
       ahead.ask_for(some);
-      const Places places(scores + at, some, low, high);
+      const Places places = places_of(scores + at, some, ends);
       places.count_into(counts);
       if (write_masks) put_word(tensor, begin + at, some, places.from_high);
       for_bits(places.between, [&](int i) {
         const bool has_room =
-            collected_.add(part, sort_key(low.value(scores[at + i])), mask_bit(tensor, begin + at + i));
+            collected_.add(part, sort_key(ends.low.value(scores[at + i])), mask_bit(tensor, begin + at + i));
         if (!has_room) __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
       });
     }
@@ -390,7 +396,7 @@ class BracketSelection {
     int64_t digits[Search<K>::kBins] = {};
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
       int64_t local[Search<K>::kBins] = {};
-      for_collected(first, last, [&](int64_t, K key, uint64_t) {
+      for_collected<false>(first, last, [&](int64_t, K key, uint64_t) {
         if (search.matches(key, round)) ++local[search.digit(key, round)];
       });
       add_counts(local, Search<K>::kBins, digits);
@@ -398,10 +404,10 @@ class BracketSelection {
     search.decide(round, digits);
   }
 
-  template <class F>
+  template <bool kWritesMasks, class F>
   void for_collected(int64_t first_part, int64_t last_part, const F& f) {
     for (int64_t p = first_part; p < last_part; ++p) {
-      collected_.for_part(parts_[p], [&](K key, uint64_t bit) { f(p, key, bit); });
+      collected_.template for_part<kWritesMasks>(parts_[p], [&](K key, uint64_t bit) { f(p, key, bit); });
     }
   }
 
@@ -410,7 +416,8 @@ class BracketSelection {
     Buffer<int64_t> left(parts_count_);  // ties kept from a part on
     for (int64_t p = 0; p < parts_count_; ++p) left[p] = 0;
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
-      for_collected(first, last, [&](int64_t p, K key, uint64_t) { left[p] += key == selection_.prefix; });
+      for_collected<false>(first, last,
+                           [&](int64_t p, K key, uint64_t) { left[p] += key == selection_.prefix; });
     });
     for (int64_t p = 0; p < parts_count_; ++p) {
       const int64_t here = left[p];
@@ -418,7 +425,7 @@ class BracketSelection {
       ties -= here;
     }
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
-      for_collected(first, last, [&](int64_t p, K key, uint64_t bit) {
+      for_collected<true>(first, last, [&](int64_t p, K key, uint64_t bit) {
         const bool keep = key > selection_.prefix || (key == selection_.prefix && left[p]-- > 0);
         if (keep) keep_bit(bit);
       });
@@ -439,7 +446,7 @@ class BracketSelection {
       for (int64_t i = 0; i < n; i += kWord) {
         const int64_t some = min64(kWord, n - i);
         ahead.ask_for(some);
-        const uint64_t ties = compare(scores + i, some, bound).equal, first = first_bits(kept - at - i);
+        const uint64_t ties = ties_of(scores + i, some, bound), first = first_bits(kept - at - i);
         set_word(tensor, begin + at + i, some, ties & first, true);
         set_word(tensor, begin + at + i, some, ties & ~first, false);
       }

@@ -12,12 +12,6 @@ namespace {
 // Keys or scores that are compared at a time: one bit each in a word.
 constexpr int64_t kWord = 64;
 
-// Which of at most kWord keys or scores are lower than a bound, and which equal it.
-struct Compared {
-  uint64_t lower;
-  uint64_t equal;
-};
-
 // A key to compare keys with.
 template <class K>
 struct KeyBound {
@@ -49,23 +43,42 @@ struct Bfloat16Bound {
   bool equals(uint16_t bits) const { return score.equals(value(bits)); }
 };
 
+// Whether so many values are equal that most words have a tie of an end of any bracket.
+template <class Bound>
+constexpr bool kOftenEqual = false;
+template <>
+constexpr bool kOftenEqual<Bfloat16Bound> = true;
+
 // The lowest n bits, none where n is negative and all from kWord on.
 inline uint64_t first_bits(int64_t n) {
   return n >= kWord ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1;
 }
 
-template <class V, class Bound>
-Compared compare_plain(const V* values, int64_t n, const Bound& bound) {
-  uint8_t lower[kWord] = {}, equal[kWord] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    lower[i] = bound.above(values[i]);
-    equal[i] = bound.equals(values[i]);
-  }
-  Compared result;
-  pack_bits(lower, kWord, reinterpret_cast<uint8_t*>(&result.lower));
-  pack_bits(equal, kWord, reinterpret_cast<uint8_t*>(&result.equal));
-  return result;
+// A bit for each of at most kWord values: f(value).
+template <class V, class F>
+uint64_t word_of(const V* values, int64_t n, const F& f) {
+  uint8_t bytes[kWord] = {};
+  uint64_t bits;
+  for (int64_t i = 0; i < n; ++i) bytes[i] = f(values[i]);
+  pack_bits(bytes, kWord, reinterpret_cast<uint8_t*>(&bits));
+  return bits;
 }
+
+// At most kWord values: which are lower than a bound, and which equal it.
+template <class V>
+struct Some {
+  const V* values;
+  int64_t n;
+
+  template <class Bound>
+  uint64_t lower(const Bound& bound) const {
+    return word_of(values, n, [&](V value) { return bound.above(value); });
+  }
+  template <class Bound>
+  uint64_t equal(const Bound& bound) const {
+    return word_of(values, n, [&](V value) { return bound.equals(value); });
+  }
+};
 
 #if defined(PRUNEOPS_AVX512)
 // A word of the masks f(0), f(1), ... of 16 or 8 keys. They are joined as masks: GCC 12 may write a narrow
@@ -79,20 +92,6 @@ uint64_t join8(const F& f) {
   return join16([&](int i) { return _mm512_kunpackb(f(2 * i + 1), f(2 * i)); });
 }
 
-inline Compared compare_whole(const uint32_t* keys, KeyBound<uint32_t> bound) {
-  const __m512i key = _mm512_set1_epi32(static_cast<int>(bound.key));
-  return {
-      join16([&](int i) { return _mm512_cmplt_epu32_mask(_mm512_loadu_si512(keys + 16 * i), key); }),
-      join16([&](int i) { return _mm512_cmpeq_epi32_mask(_mm512_loadu_si512(keys + 16 * i), key); }),
-  };
-}
-inline Compared compare_whole(const uint64_t* keys, KeyBound<uint64_t> bound) {
-  const __m512i key = _mm512_set1_epi64(static_cast<long long>(bound.key));
-  return {
-      join8([&](int i) { return _mm512_cmplt_epu64_mask(_mm512_loadu_si512(keys + 8 * i), key); }),
-      join8([&](int i) { return _mm512_cmpeq_epi64_mask(_mm512_loadu_si512(keys + 8 * i), key); }),
-  };
-}
 template <int kPredicate>
 uint64_t compare_word(const float* scores, float with) {
   const __m512 other = _mm512_set1_ps(with);
@@ -104,79 +103,136 @@ uint64_t compare_word(const double* scores, double with) {
   const __m512d other = _mm512_set1_pd(with);
   return join8([&](int i) { return _mm512_cmp_pd_mask(_mm512_loadu_pd(scores + 8 * i), other, kPredicate); });
 }
-template <class T>
-Compared compare_whole(const T* scores, const ScoreBound<T>& bound) {
-  return {compare_word<_CMP_NGE_UQ>(scores, bound.from), compare_word<_CMP_EQ_OQ>(scores, bound.at)};
+template <int kPredicate>
+uint64_t compare_word(const uint32_t* keys, uint32_t with) {
+  const __m512i other = _mm512_set1_epi32(static_cast<int>(with));
+  return join16(
+      [&](int i) { return _mm512_cmp_epu32_mask(_mm512_loadu_si512(keys + 16 * i), other, kPredicate); });
 }
-
-// 32 scores as integers of their order: NaN lies at both ends.
-inline __m512i in_order(const uint16_t* scores, uint16_t read) {
-  const __m512i bits =
-      _mm512_and_si512(_mm512_loadu_si512(scores), _mm512_set1_epi16(static_cast<int16_t>(read)));
-  const __m512i flip = _mm512_srli_epi16(_mm512_srai_epi16(bits, 15), 1);
-  const __m512i order = _mm512_xor_si512(bits, flip);
-  return _mm512_mask_mov_epi16(order, _mm512_cmpeq_epi16_mask(order, _mm512_set1_epi16(-1)),
-                               _mm512_setzero_si512());
-}
-inline Compared compare_whole(const uint16_t* scores, const Bfloat16Bound& bound) {
-  const __m512i first = in_order(scores, bound.read), second = in_order(scores + 32, bound.read);
-  const __m512i from = _mm512_set1_epi16(bound.from), at = _mm512_set1_epi16(bound.at);
-  const __m512i infinity = _mm512_set1_epi16(0x7f80);
-  return {
-      _mm512_kunpackd(_mm512_cmplt_epi16_mask(second, from), _mm512_cmplt_epi16_mask(first, from)) |
-          _mm512_kunpackd(_mm512_cmpgt_epi16_mask(second, infinity),
-                          _mm512_cmpgt_epi16_mask(first, infinity)),
-      _mm512_kunpackd(_mm512_cmpeq_epi16_mask(second, at), _mm512_cmpeq_epi16_mask(first, at)),
-  };
+template <int kPredicate>
+uint64_t compare_word(const uint64_t* keys, uint64_t with) {
+  const __m512i other = _mm512_set1_epi64(static_cast<long long>(with));
+  return join8(
+      [&](int i) { return _mm512_cmp_epu64_mask(_mm512_loadu_si512(keys + 8 * i), other, kPredicate); });
 }
 
 template <class K>
-bool in_registers(KeyBound<K>) {
-  return true;
+uint64_t lower_word(const K* keys, const KeyBound<K>& bound) {
+  return compare_word<_MM_CMPINT_LT>(keys, bound.key);
+}
+template <class K>
+uint64_t equal_word(const K* keys, const KeyBound<K>& bound) {
+  return compare_word<_MM_CMPINT_EQ>(keys, bound.key);
 }
 template <class T>
-bool in_registers(const ScoreBound<T>& bound) {
-  return !bound.is_nan;
+uint64_t lower_word(const T* scores, const ScoreBound<T>& bound) {
+  return compare_word<_CMP_NGE_UQ>(scores, bound.from);
 }
-inline bool in_registers(const Bfloat16Bound& bound) {
-  return !bound.score.is_nan;
-}
-
-// Kept out of the loops over whole words.
-template <class V, class Bound>
-[[gnu::noinline, gnu::cold]] Compared compare_rest(const V* values, int64_t n, const Bound& bound) {
-  return compare_plain(values, n, bound);
+template <class T>
+uint64_t equal_word(const T* scores, const ScoreBound<T>& bound) {
+  return compare_word<_CMP_EQ_OQ>(scores, bound.at);
 }
 
-template <class V, class Bound>
-Compared compare(const V* values, int64_t n, const Bound& bound) {
-  return n == kWord && in_registers(bound) ? compare_whole(values, bound) : compare_rest(values, n, bound);
+// A whole word of values in memory,
+template <class V>
+struct Whole {
+  const V* values;
+
+  template <class Bound>
+  Whole(const V* first, const Bound&) : values(first) {}
+
+  template <class Bound>
+  uint64_t lower(const Bound& bound) const {
+    return lower_word(values, bound);
+  }
+  template <class Bound>
+  uint64_t equal(const Bound& bound) const {
+    return equal_word(values, bound);
+  }
+};
+
+// or of bfloat16 scores as integers of their order, the lowest of which is NaN.
+template <>
+struct Whole<uint16_t> {
+  __m512i first;
+  __m512i second;
+
+  Whole(const uint16_t* scores, const Bfloat16Bound& bound)
+      : first(in_order(scores, bound.read)), second(in_order(scores + 32, bound.read)) {}
+
+  static __m512i in_order(const uint16_t* scores, uint16_t read) {
+    const __m512i bits =
+        _mm512_and_si512(_mm512_loadu_si512(scores), _mm512_set1_epi16(static_cast<int16_t>(read)));
+    const __m512i flip = _mm512_srli_epi16(_mm512_srai_epi16(bits, 15), 1);
+    const __m512i order = _mm512_xor_si512(bits, flip);
+    const __mmask32 is_zero = _mm512_cmpeq_epi16_mask(order, _mm512_set1_epi16(-1));
+    const __mmask32 is_nan = _mm512_cmpgt_epi16_mask(order, _mm512_set1_epi16(0x7f80));
+    return _mm512_mask_mov_epi16(_mm512_mask_mov_epi16(order, is_zero, _mm512_setzero_si512()), is_nan,
+                                 _mm512_set1_epi16(INT16_MIN));
+  }
+  uint64_t lower(const Bfloat16Bound& bound) const {
+    const __m512i from = _mm512_set1_epi16(bound.from);
+    return _mm512_kunpackd(_mm512_cmplt_epi16_mask(second, from), _mm512_cmplt_epi16_mask(first, from));
+  }
+  uint64_t equal(const Bfloat16Bound& bound) const {
+    const __m512i at = _mm512_set1_epi16(bound.at);
+    return _mm512_kunpackd(_mm512_cmpeq_epi16_mask(second, at), _mm512_cmpeq_epi16_mask(first, at));
+  }
+};
+
+// No comparison of numbers finds NaN.
+template <class K>
+bool is_nan(const KeyBound<K>&) {
+  return false;
 }
-#else
-template <class V, class Bound>
-Compared compare(const V* values, int64_t n, const Bound& bound) {
-  return compare_plain(values, n, bound);
+template <class T>
+bool is_nan(const ScoreBound<T>& bound) {
+  return bound.is_nan;
+}
+inline bool is_nan(const Bfloat16Bound& bound) {
+  return bound.score.is_nan;
 }
 #endif
 
-// Which of n scores are at least as high as a threshold, n at most kWord; none, where that is NaN.
-template <class T>
-uint64_t at_least_plain(const T* scores, int64_t n, T threshold) {
-  uint8_t bytes[kWord] = {};
-  uint64_t bits;
-  for (int64_t i = 0; i < n; ++i) bytes[i] = scores[i] >= threshold;
-  pack_bits(bytes, kWord, reinterpret_cast<uint8_t*>(&bits));
-  return bits;
+// Which of n values equal a bound, n at most kWord. What is not a whole word is kept out of the loops over
+// words, and gets copies: what a call might point to would be loaded again after every write to a mask.
+template <class V, class Bound>
+[[gnu::noinline, gnu::cold]] uint64_t ties_of_some(const V* values, int64_t n, Bound bound) {
+  return Some<V>{values, n}.equal(bound);
 }
+template <class V, class Bound>
+uint64_t ties_of(const V* values, int64_t n, const Bound& bound) {
+#if defined(PRUNEOPS_AVX512)
+  if (n == kWord && !is_nan(bound)) return Whole<V>(values, bound).equal(bound);
+#endif
+  return ties_of_some(values, n, bound);
+}
+
+// Which of n scores are at least as high as a threshold, n at most kWord; none, where that is NaN.
 template <class T>
 uint64_t at_least(const T* scores, int64_t n, T threshold) {
 #if defined(PRUNEOPS_AVX512)
   if (n == kWord) return compare_word<_CMP_GE_OQ>(scores, threshold);
 #endif
-  return at_least_plain(scores, n, threshold);
+  return word_of(scores, n, [&](T score) { return score >= threshold; });
 }
 
-// Where n keys or scores lie, n at most kWord; with one key for both ends, its ties are `at_low`.
+// The ends of a bracket, and the key past the high one, which what is not above the bracket is lower than.
+template <class Bound>
+struct Ends {
+  Bound low;
+  Bound high;
+  Bound past;
+};
+// make_bound(key) makes a bound. No score has the highest key.
+template <class K, class F>
+auto ends_of(const Bracket<K>& bracket, const F& make_bound) {
+  const K past = bracket.high == static_cast<K>(~K(0)) ? bracket.high : static_cast<K>(bracket.high + 1);
+  return Ends<decltype(make_bound(past))>{make_bound(bracket.low), make_bound(bracket.high),
+                                          make_bound(past)};
+}
+
+// Where at most kWord keys or scores lie; with one key for both ends, its ties are `at_low`.
 struct Places {
   uint64_t below;
   uint64_t at_low;
@@ -184,24 +240,35 @@ struct Places {
   uint64_t at_high;
   uint64_t from_high;  // the ties of the high end and what lies above
 
-  template <class V, class Bound>
-  Places(const V* values, int64_t n, const Bound& low_bound, const Bound& high_bound) {
-    const uint64_t all = first_bits(n);
-    const Compared low = compare(values, n, low_bound), high = compare(values, n, high_bound);
-    below = low.lower;
-    at_low = low.equal;
-    at_high = high.equal & ~at_low;
-    between = high.lower & ~(below | at_low);
-    from_high = all & ~high.lower;
-  }
-
   void count_into(BracketCounts& counts) const {
     counts.below += __builtin_popcountll(below);
+    if ((at_low | between | at_high) == 0) return;
     counts.at_low += __builtin_popcountll(at_low);
     counts.between += __builtin_popcountll(between);
     counts.at_high += __builtin_popcountll(at_high);
   }
 };
+
+// Most words have nothing in the bracket, and take two comparisons.
+template <class Word, class Bound>
+Places places_in(const Word& word, int64_t n, const Ends<Bound>& ends) {
+  const uint64_t below = word.lower(ends.low), to_high = word.lower(ends.past), inside = to_high & ~below;
+  const uint64_t above = first_bits(n) & ~to_high;
+  if (!kOftenEqual<Bound> && inside == 0) return {below, 0, 0, 0, above};
+  const uint64_t at_low = word.equal(ends.low), ties_of_high = word.equal(ends.high);
+  return {below, at_low, inside & ~(at_low | ties_of_high), ties_of_high & ~at_low, above | ties_of_high};
+}
+template <class V, class Bound>
+[[gnu::noinline, gnu::cold]] Places places_of_some(const V* values, int64_t n, Ends<Bound> ends) {
+  return places_in(Some<V>{values, n}, n, ends);
+}
+template <class V, class Bound>
+Places places_of(const V* values, int64_t n, const Ends<Bound>& ends) {
+#if defined(PRUNEOPS_AVX512)
+  if (n == kWord && !is_nan(ends.low)) return places_in(Whole<V>(values, ends.low), n, ends);
+#endif
+  return places_of_some(values, n, ends);
+}
 
 // f(i) for the bits of a word.
 template <class F>
@@ -235,9 +302,10 @@ void compact_word(const V* values, int64_t n, uint64_t bits, V* inside) {
 template <class K>
 BracketCounts compact(const K* keys, int64_t n, const Bracket<K>& bracket, K* inside) {
   BracketCounts counts{};
+  const auto ends = ends_of(bracket, [](K key) { return KeyBound<K>{key}; });
   for (int64_t at = 0; at < n; at += kWord) {
     const int64_t some = min64(kWord, n - at);
-    const Places places(keys + at, some, KeyBound<K>{bracket.low}, KeyBound<K>{bracket.high});
+    const Places places = places_of(keys + at, some, ends);
     if (places.between != 0) compact_word(keys + at, some, places.between, inside + counts.between);
     places.count_into(counts);
   }

@@ -119,9 +119,12 @@ void put_word(const SelectTensor& tensor, int64_t begin, int64_t n, uint64_t bit
   const auto* bytes = reinterpret_cast<const uint8_t*>(&bits);
   if (tensor.packed) {
     memcpy(tensor.mask + begin / 8, bytes, static_cast<size_t>(ceil_div(n, 8)));
-  } else {
-    unpack_bits(bytes, 0, n, tensor.mask + begin);
+    return;
   }
+#if defined(PRUNEOPS_AVX512)
+  if (n == kWord) return _mm512_storeu_si512(tensor.mask + begin, _mm512_maskz_set1_epi8(bits, 1));
+#endif
+  unpack_bits(bytes, 0, n, tensor.mask + begin);
 }
 
 // The address of an entry's mask in bits; the byte of a mask that is not packed is its lowest bit.
