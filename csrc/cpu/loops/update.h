@@ -29,15 +29,53 @@ template <class T>
   blend_into(advance(t.score, t.score_dtype, at), t.score_dtype, n, rule, values, target);
 }
 
-// The same for any n.
-void update_chunk(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target,
-                  bool past = false) {
+// Whether an update is one formula over what lies in memory as T.
+template <class T>
+bool is_plain(const UpdateTensor& t, const UpdateRule& rule) {
+  constexpr Dtype own = own_dtype<T>();
+  return t.score_dtype == own && (!reads_weight(rule.metric) || t.weight_dtype == own) &&
+         (!reads_grad(rule.metric) || t.grad_dtype == own) && rule.grad_scale == nullptr &&
+         !rule.skip_nonfinite;
+}
+
+// Such an update of any n scores: one loop without buffers, in which the processor looks ahead by itself.
+template <class T>
+void update_plain(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
+  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
+  const T* w = reads_weight(rule.metric) ? static_cast<const T*>(t.weight) + at : nullptr;
+  const T* g = reads_grad(rule.metric) ? static_cast<const T*>(t.grad) + at : nullptr;
+  const T* score = static_cast<const T*>(t.score) + at;
+  T* updated = static_cast<T*>(target);
+  visit_metric(rule.metric, [&](auto constant) {
+    constexpr Metric kMetric = decltype(constant)::value;
+    const auto value = [&](int64_t i) {
+      return element_value<T>(kMetric, reads_weight(kMetric) ? w[i] : T(0), reads_grad(kMetric) ? g[i] : T(0),
+                              T(0));
+    };
+    if (rule.reads_score()) {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) updated[i] = blend(true, alpha, score[i], beta, value(i));
+    } else {
+#pragma GCC ivdep
+      for (int64_t i = 0; i < n; ++i) updated[i] = blend(false, alpha, T(0), beta, value(i));
+    }
+  });
+}
+
+// Any update of any n scores.
+template <class T>
+void update_chunk_as(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target,
+                     bool past) {
+  if (!past && is_plain<T>(t, rule)) return update_plain<T>(t, rule, at, n, target);
   for (int64_t done = 0; done < n; done += kPiece) {
     const int64_t piece = min64(kPiece, n - done);
-    void* const place = advance(target, t.score_dtype, done);
-    t.wide() ? update_piece<double>(t, rule, at + done, piece, place, past)
-             : update_piece<float>(t, rule, at + done, piece, place, past);
+    update_piece<T>(t, rule, at + done, piece, advance(target, t.score_dtype, done), past);
   }
+}
+void update_chunk(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target,
+                  bool past = false) {
+  t.wide() ? update_chunk_as<double>(t, rule, at, n, target, past)
+           : update_chunk_as<float>(t, rule, at, n, target, past);
 }
 
 bool overflowed(const UpdateRule& rule) {
