@@ -22,6 +22,7 @@ from torch import Tensor
 
 from .memory import available, peak_extra
 
+OURS = "pruneops"
 #: Each contender runs for about PATIENCE_S, within the bounds on its rounds; one slower than SLOW_S runs once, cold.
 PATIENCE_S, SLOW_S = 0.5, 1.0
 ROUNDS = (3, 25)
@@ -59,7 +60,7 @@ class Config:
 
     def peers(self, contenders: Contenders, *chosen: str) -> Contenders:
         """Ours and the chosen peers, or where a run is thorough all of them."""
-        return {name: call for name, call in contenders.items() if self.thorough or name in ("pruneops", *chosen)}
+        return {name: call for name, call in contenders.items() if self.thorough or name in (OURS, *chosen)}
 
     def randn(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(*shape, device=self.device).to(dtype)
@@ -169,6 +170,18 @@ def repeat(fn: Callable[[], object], device: str, warm: float) -> list[float]:
     return [seconds / calls for seconds in times]
 
 
+class Turns:
+    """A call that takes turns with the rounds of another, so that both see the machine at the same speeds."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.best: float | None = None
+        self._call = call
+
+    def __call__(self) -> None:
+        seconds = seconds_of(self._call, "cpu")
+        self.best = seconds if self.best is None else min(self.best, seconds)
+
+
 class CopyBandwidth:
     """Bytes read and written per second by ``dst.copy_(src)``, beyond the caches."""
 
@@ -178,10 +191,15 @@ class CopyBandwidth:
         self.source = torch.ones(n, device=self.device)
         self.target = torch.zeros_like(self.source)
 
+    def copy(self) -> None:
+        self.target.copy_(self.source)
+
+    def of(self, seconds: float) -> float:
+        return 2 * self.source.nbytes / seconds
+
     def measure(self) -> float:
         """The best of several copies."""
-        times = repeat(lambda: self.target.copy_(self.source), self.device, PATIENCE_S / 5)
-        return 2 * self.source.nbytes / min(times)
+        return self.of(min(repeat(self.copy, self.device, PATIENCE_S / 5)))
 
 
 class Bench:
@@ -221,9 +239,18 @@ class Bench:
         self._case = case
         self._last_copy = self._copy.measure()
 
-    def facts(self, case: Case, contender: str, peak: int) -> dict[str, object]:
-        """What a record says beside its times, once these have been taken."""
+    def turns(self, case: Case, contender: str) -> Turns:
+        """What a contender is held against: ours against the copy, a peer against ours."""
+        return Turns(self._copy.copy if contender == OURS else self.call(case, OURS))
+
+    def facts(self, case: Case, contender: str, peak: int, in_turns: float | None = None) -> dict[str, object]:
+        """What a record says beside its times, once these have been taken; ``in_turns``: what :meth:`turns` took."""
         before, self._last_copy = self._last_copy, self._copy.measure()
+        beside, ours_beside = max(before, self._last_copy), None
+        if in_turns is not None and contender == OURS:
+            beside = self._copy.of(in_turns)
+        elif in_turns is not None:
+            ours_beside = in_turns
         return {
             "op": case.op,
             "case": case.name,
@@ -233,7 +260,8 @@ class Bench:
             "headline": case.headline,
             "relative_to": case.relative_to,
             "peak_extra_bytes": peak,
-            "copy_bandwidth": max(before, self._last_copy),
+            "copy_bandwidth": beside,
+            "ours_beside": ours_beside,
             "device": self.config.device,
             "size": self.config.size,
         }

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .common import Bench, Case, Config, DoesNotFitError, is_slow, probe, rounds_for
+from .common import OURS, Bench, Case, Config, DoesNotFitError, is_slow, probe, rounds_for
 from .environment import environment
 
 
@@ -46,16 +46,20 @@ def timed(benchmark: Any, bench: Bench) -> Callable[[Case, str], None]:
         except DoesNotFitError as error:
             pytest.skip(str(error))
         except RuntimeError as error:
-            if contender == "pruneops":
+            if contender == OURS:
                 raise
             pytest.skip(f"{contender}: {error}")
-        rounds, calls = 1, 1
-        if not is_slow(seconds):
+        benchmark.group = case.op
+        turns = bench.turns(case, contender)
+        if is_slow(seconds):
+            benchmark.pedantic(call)
+        else:
             seconds, peak = probe(call, "cpu")
             rounds, calls = rounds_for(seconds)
-        benchmark.group = case.op
-        benchmark.pedantic(call, rounds=rounds, iterations=calls)
-        benchmark.extra_info.update(bench.facts(case, contender, peak))
+            # Many short calls see no change of the machine's speed.
+            how = {"setup": turns} if calls == 1 else {"iterations": calls}
+            benchmark.pedantic(call, rounds=rounds, **how)
+        benchmark.extra_info.update(bench.facts(case, contender, peak, turns.best))
 
     return run
 

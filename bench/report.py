@@ -37,8 +37,9 @@ def ratios(row: Row) -> str:
     """How many times faster than each peer, the nearest first."""
     if not row.ours.seconds:
         return "fails"
-    peers = sorted(row.peers.items(), key=lambda item: item[1].seconds or float("inf"))
-    parts = [f"{factor(p.seconds / row.ours.seconds)}× {name}" if p.seconds else f"{name} fails" for name, p in peers]
+    slower = {name: row.times_slower(peer) for name, peer in row.peers.items()}
+    peers = sorted(slower.items(), key=lambda item: item[1] or float("inf"))
+    parts = [f"{factor(times)}× {name}" if times else f"{name} fails" for name, times in peers]
     return ", ".join(parts) or "–"
 
 
@@ -96,8 +97,8 @@ def short_table(runs: dict[str, Run]) -> str:
     legend = (
         "*Of the copy*: bytes that the operator must read and write at the least, over its time, as a fraction of the "
         "bandwidth of `dst.copy_(src)`. *Extra memory*: peak beyond what stood before the call, inputs and given "
-        "outputs not counted. CPU: the best of several rounds, for peers too, and of the copies right before and after "
-        "them; GPU: the median of calls that follow one another, as `triton.testing.do_bench` takes them; ms, entries "
+        "outputs not counted. CPU: the best of several rounds, which took turns with the copy, and a peer's with ours; "
+        "GPU: the median of calls that follow one another, as `triton.testing.do_bench` takes them; ms, entries "
         "and fraction of the copy."
     )
     return "\n\n".join([table(header, lines), legend, *notes])

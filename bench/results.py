@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-OURS = "pruneops"
+from .common import OURS
+
 #: On a CPU the best round, and the copy right beside it, since others share the machine; on a GPU, which nobody shares,
 #: the median, and the best copy of the run.
 STATISTIC = {"cpu": "min", "cuda": "median"}
@@ -32,6 +33,7 @@ class Result:
     rounds: int
     peak_extra: int
     copy_bandwidth: float
+    ours_beside: float | None = None
     error: str | None = None
     alone: float | None = None
 
@@ -60,8 +62,14 @@ class Row:
         """Of the copy bandwidth, at the floor of bytes; 0 for a failure."""
         return self.floor_bytes / result.seconds / result.copy_bandwidth if result.seconds else 0.0
 
+    def times_slower(self, peer: Result) -> float:
+        """A peer's time over ours, taken in turns with it where there are such; 0 for a failure."""
+        ours = peer.ours_beside or self.ours.seconds
+        return peer.seconds / ours if peer.seconds and ours else 0.0
+
     def per_entry(self) -> float:
-        return (self.ours.seconds or 0.0) / self.entries
+        """Bytes that the copy beside ours moves in our time for an entry."""
+        return (self.ours.seconds or 0.0) * self.ours.copy_bandwidth / self.entries
 
 
 @dataclass
@@ -74,7 +82,7 @@ class Run:
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
 
     def relative(self, row: Row) -> float | None:
-        """Time per entry over that of the case that this one is held against."""
+        """Time per entry over that of the case that this one is held against, each as a multiple of its copy's."""
         base = self.rows.get((row.op, row.relative_to or ""))
         if base is None or not (base.ours.seconds and row.ours.seconds):
             return None
@@ -117,6 +125,7 @@ def _rows(records: list[dict[str, Any]]) -> dict[tuple[str, str], Row]:
             stats.get("rounds", 0),
             facts["peak_extra_bytes"],
             best_copy if facts["device"] == "cuda" else facts["copy_bandwidth"],
+            facts.get("ours_beside"),
             facts.get("error"),
             facts.get("alone"),
         )
