@@ -102,6 +102,7 @@ def _neural_compressor(config: Config, pattern: str, model: str, shapes: list[Sh
             "neural_compressor",
         ),
         headline=pattern == "4x1",
+        in_turns=False,
     )
 
 

@@ -91,6 +91,8 @@ class Case:
     headline: bool = False
     #: Case of the same operator whose time per entry this one is held against.
     relative_to: str | None = None
+    #: Whether contenders may be called in any order: what one leaves behind in the data is not in the way of another.
+    in_turns: bool = True
     #: Bytes that data and peers need at their peak, where that may be more than a machine has.
     needs: int = 0
 
@@ -239,9 +241,11 @@ class Bench:
         self._case = case
         self._last_copy = self._copy.measure()
 
-    def turns(self, case: Case, contender: str) -> Turns:
-        """What a contender is held against: ours against the copy, a peer against ours."""
-        return Turns(self._copy.copy if contender == OURS else self.call(case, OURS))
+    def turns(self, case: Case, contender: str) -> Turns | None:
+        """What a contender is held against: ours against the copy, a peer against ours, where it may be."""
+        if contender == OURS:
+            return Turns(self._copy.copy)
+        return Turns(self.call(case, OURS)) if case.in_turns else None
 
     def facts(self, case: Case, contender: str, peak: int, in_turns: float | None = None) -> dict[str, object]:
         """What a record says beside its times, once these have been taken; ``in_turns``: what :meth:`turns` took."""

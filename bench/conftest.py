@@ -57,9 +57,9 @@ def timed(benchmark: Any, bench: Bench) -> Callable[[Case, str], None]:
             seconds, peak = probe(call, "cpu")
             rounds, calls = rounds_for(seconds)
             # Many short calls see no change of the machine's speed.
-            how = {"setup": turns} if calls == 1 else {"iterations": calls}
+            how = {"setup": turns} if calls == 1 and turns else {"iterations": calls}
             benchmark.pedantic(call, rounds=rounds, **how)
-        benchmark.extra_info.update(bench.facts(case, contender, peak, turns.best))
+        benchmark.extra_info.update(bench.facts(case, contender, peak, turns and turns.best))
 
     return run
 
