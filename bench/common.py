@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -176,12 +176,20 @@ class Turns:
     """A call that takes turns with the rounds of another, so that both see the machine at the same speeds."""
 
     def __init__(self, call: Callable[[], object]) -> None:
-        self.best: float | None = None
         self._call = call
+        self._times: list[float] = []
 
     def __call__(self) -> None:
-        seconds = seconds_of(self._call, "cpu")
-        self.best = seconds if self.best is None else min(self.best, seconds)
+        self._times.append(seconds_of(self._call, "cpu"))
+
+    def at_best_of(self, times: Sequence[float]) -> float | None:
+        """Seconds of the call at the speed that the best of the other's rounds saw, each of which came right after one.
+
+        It is the median round that says how the two compare: the speed may change between a call and its round.
+        """
+        if not self._times:
+            return None
+        return min(times) * median(mine / other for mine, other in zip(self._times, times, strict=True))
 
 
 class CopyBandwidth:

@@ -59,7 +59,8 @@ def timed(benchmark: Any, bench: Bench) -> Callable[[Case, str], None]:
             # Many short calls see no change of the machine's speed.
             how = {"setup": turns} if calls == 1 and turns else {"iterations": calls}
             benchmark.pedantic(call, rounds=rounds, **how)
-        benchmark.extra_info.update(bench.facts(case, contender, peak, turns and turns.best))
+        in_turns = turns and turns.at_best_of(benchmark.stats.stats.data)
+        benchmark.extra_info.update(bench.facts(case, contender, peak, in_turns))
 
     return run
 

@@ -1,0 +1,71 @@
+"""Ratios and fractions of benchmarks: what was timed side by side is compared."""
+
+import json
+
+import pytest
+
+from bench.common import Turns
+from bench.results import load, span
+
+
+def record(contender, seconds, device="cpu", case="one", entries=100, **facts):
+    extra = {
+        "op": "op",
+        "case": case,
+        "contender": contender,
+        "entries": entries,
+        "floor_bytes": 8 * entries,
+        "headline": True,
+        "relative_to": None if case == "one" else "one",
+        "peak_extra_bytes": 0,
+        "copy_bandwidth": 100.0,
+        "ours_beside": None,
+        "device": device,
+        **facts,
+    }
+    stats = {"min": seconds, "median": 2 * seconds, "max": 3 * seconds, "rounds": 3}
+    return {"name": contender, "stats": stats, "extra_info": extra}
+
+
+def run_of(tmp_path, device, *records):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"machine_info": {"device": device}, "benchmarks": records}))
+    return load([path])[device]
+
+
+def test_on_a_cpu_a_fraction_is_of_the_copy_beside_and_a_ratio_to_ours_beside(tmp_path):
+    ours, peer = record("pruneops", 10.0, copy_bandwidth=40.0), record("peer", 60.0, ours_beside=20.0)
+    row = run_of(tmp_path, "cpu", ours, peer, record("slow peer", 500.0)).rows["op", "one"]
+    assert row.fraction(row.ours) == pytest.approx(8 * 100 / 10.0 / 40.0)
+    assert row.times_slower(row.peers["peer"]) == 3.0
+    assert row.times_slower(row.peers["slow peer"]) == 50.0
+
+
+def test_on_a_gpu_a_fraction_is_of_the_best_copy(tmp_path):
+    first, second = record("pruneops", 5.0, "cuda", copy_bandwidth=40.0), record("peer", 1.0, "cuda")
+    row = run_of(tmp_path, "cuda", first, second).rows["op", "one"]
+    assert row.fraction(row.ours) == pytest.approx(8 * 100 / 10.0 / 100.0)
+
+
+def test_cases_are_compared_in_copies(tmp_path):
+    one = record("pruneops", 10.0, copy_bandwidth=40.0)
+    many = record("pruneops", 10.0, case="many", entries=200, copy_bandwidth=100.0)
+    run = run_of(tmp_path, "cpu", one, many)
+    assert run.relative(run.rows["op", "many"]) == pytest.approx((10.0 * 100.0 / 200) / (10.0 * 40.0 / 100))
+    assert run.relative(run.rows["op", "one"]) is None
+
+
+def test_turns_are_compared_round_by_round(monkeypatch):
+    # The machine is twice as slow in the last two rounds, of which the last began before.
+    mine = iter([4.0, 4.0, 8.0, 4.0])
+    monkeypatch.setattr("bench.common.seconds_of", lambda call, device: next(mine))
+    turns = Turns(lambda: None)
+    assert turns.at_best_of([1.0]) is None
+    for _ in range(4):
+        turns()
+    assert turns.at_best_of([2.0, 2.0, 4.0, 4.0]) == 4.0
+
+
+def test_a_span_of_bandwidths():
+    assert span([4.24e12]) == "4,240 GB/s"
+    assert span([29.2e9, 50.1e9]) == "29 to 50 GB/s"
