@@ -14,9 +14,6 @@ constexpr int64_t kSpan = 8 * kChunk;
 // stored once for all these rows.
 constexpr int64_t kRows = 4;
 
-// Columns that go through all loops before the next ones are loaded, where blocks are several columns wide.
-constexpr int64_t kFewColumns = 256;
-
 int64_t stripe_blocks(const Block& block) {
   return block.m > kChunk ? 1 : kSpan / block.m;
 }
@@ -201,10 +198,8 @@ void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int6
   const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first);
   const int64_t row = block_row * t.block.n + part * kPartRows;
   const int64_t rows = min64(kPartRows, t.block.n - part * kPartRows);
-  // Blocks whose rows are all read side by side are finished as soon as they are read; the fewer columns, the
-  // more loops combine them, through which the processor looks ahead into the next loads.
-  const int64_t columns = t.block.m == 1 ? kChunk : kFewColumns;
-  const int64_t side_by_side = t.block.m < columns ? columns / t.block.m : 1;
+  // Blocks whose rows are all read side by side are finished as soon as they are read.
+  const int64_t side_by_side = t.block.m < kChunk ? kChunk / t.block.m : 1;
   const int64_t step = t.block.n <= kRows ? side_by_side : blocks;
   T one[kSpan], other[kSpan];
   for (int64_t done = 0; done < blocks; done += step) {
