@@ -24,18 +24,21 @@ struct KeyBound {
 // A key to compare bfloat16 scores with as they lie in memory, or their magnitudes: by their order as signed
 // integers, once the bits below the sign of a negative one are flipped.
 struct Bfloat16Bound {
-  int16_t from;  // what is not NaN and lies below is lower
+  static constexpr int16_t kInfinity = -0x7f81;  // negative: NaN lies below
+
+  int16_t from;  // what lies below is lower
   int16_t at;    // -1, which stands for -0.0 and is read as 0, where no score has the key
   uint16_t read;
   ScoreBound<float> score;
 
   Bfloat16Bound(uint32_t key, bool magnitude) : read(magnitude ? 0x7fff : 0xffff), score(key) {
-    constexpr uint32_t top = 0x8000, lowest = 0x7f, highest = 0xffff;
+    constexpr uint32_t top = 0x8000, lowest = static_cast<uint16_t>(kInfinity) ^ top, highest = 0xffff;
     // The keys of two scores side by side differ by 2^16, those of negative ones end in ones.
     uint32_t bits = key < top << 16 ? key >> 16 : (key >> 16) + ((key & 0xffff) != 0);
     bits = bits < lowest ? lowest : bits > highest ? highest : bits;
     from = static_cast<int16_t>(bits ^ top);
     at = key == (bits < top ? bits << 16 | 0xffff : bits << 16) ? from : -1;
+    if (key == 0) from = INT16_MIN;
   }
 
   float value(uint16_t bits) const { return bf16_to_float(bits & read); }
@@ -92,28 +95,35 @@ uint64_t join8(const F& f) {
   return join16([&](int i) { return _mm512_kunpackb(f(2 * i + 1), f(2 * i)); });
 }
 
+// A mask of the values of one register.
 template <int kPredicate>
-uint64_t compare_word(const float* scores, float with) {
-  const __m512 other = _mm512_set1_ps(with);
-  return join16(
-      [&](int i) { return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16 * i), other, kPredicate); });
+__mmask16 compare_vector(const float* scores, float with) {
+  return _mm512_cmp_ps_mask(_mm512_loadu_ps(scores), _mm512_set1_ps(with), kPredicate);
 }
 template <int kPredicate>
-uint64_t compare_word(const double* scores, double with) {
-  const __m512d other = _mm512_set1_pd(with);
-  return join8([&](int i) { return _mm512_cmp_pd_mask(_mm512_loadu_pd(scores + 8 * i), other, kPredicate); });
+__mmask8 compare_vector(const double* scores, double with) {
+  return _mm512_cmp_pd_mask(_mm512_loadu_pd(scores), _mm512_set1_pd(with), kPredicate);
 }
 template <int kPredicate>
-uint64_t compare_word(const uint32_t* keys, uint32_t with) {
+__mmask16 compare_vector(const uint32_t* keys, uint32_t with) {
   const __m512i other = _mm512_set1_epi32(static_cast<int>(with));
-  return join16(
-      [&](int i) { return _mm512_cmp_epu32_mask(_mm512_loadu_si512(keys + 16 * i), other, kPredicate); });
+  return _mm512_cmp_epu32_mask(_mm512_loadu_si512(keys), other, kPredicate);
 }
 template <int kPredicate>
-uint64_t compare_word(const uint64_t* keys, uint64_t with) {
+__mmask8 compare_vector(const uint64_t* keys, uint64_t with) {
   const __m512i other = _mm512_set1_epi64(static_cast<long long>(with));
-  return join8(
-      [&](int i) { return _mm512_cmp_epu64_mask(_mm512_loadu_si512(keys + 8 * i), other, kPredicate); });
+  return _mm512_cmp_epu64_mask(_mm512_loadu_si512(keys), other, kPredicate);
+}
+template <int kPredicate, class V>
+uint64_t compare_word(const V* values, V with) {
+  const auto vector = [&](int i) {
+    return compare_vector<kPredicate>(values + i * static_cast<int64_t>(64 / sizeof(V)), with);
+  };
+  if constexpr (sizeof(V) == 4) {
+    return join16(vector);
+  } else {
+    return join8(vector);
+  }
 }
 
 template <class K>
@@ -124,13 +134,14 @@ template <class K>
 uint64_t equal_word(const K* keys, const KeyBound<K>& bound) {
   return compare_word<_MM_CMPINT_EQ>(keys, bound.key);
 }
+// No comparison with a number finds NaN, and nothing is lower.
 template <class T>
 uint64_t lower_word(const T* scores, const ScoreBound<T>& bound) {
-  return compare_word<_CMP_NGE_UQ>(scores, bound.from);
+  return bound.is_nan ? 0 : compare_word<_CMP_NGE_UQ>(scores, bound.from);
 }
 template <class T>
 uint64_t equal_word(const T* scores, const ScoreBound<T>& bound) {
-  return compare_word<_CMP_EQ_OQ>(scores, bound.at);
+  return bound.is_nan ? compare_word<_CMP_UNORD_Q>(scores, T(0)) : compare_word<_CMP_EQ_OQ>(scores, bound.at);
 }
 
 // A whole word of values in memory,
@@ -151,7 +162,7 @@ struct Whole {
   }
 };
 
-// or of bfloat16 scores as integers of their order, the lowest of which is NaN.
+// or of bfloat16 scores as integers of their order, NaN below all numbers.
 template <>
 struct Whole<uint16_t> {
   __m512i first;
@@ -170,28 +181,17 @@ struct Whole<uint16_t> {
     return _mm512_mask_mov_epi16(_mm512_mask_mov_epi16(order, is_zero, _mm512_setzero_si512()), is_nan,
                                  _mm512_set1_epi16(INT16_MIN));
   }
-  uint64_t lower(const Bfloat16Bound& bound) const {
-    const __m512i from = _mm512_set1_epi16(bound.from);
+  uint64_t below(int16_t order) const {
+    const __m512i from = _mm512_set1_epi16(order);
     return _mm512_kunpackd(_mm512_cmplt_epi16_mask(second, from), _mm512_cmplt_epi16_mask(first, from));
   }
+  uint64_t lower(const Bfloat16Bound& bound) const { return below(bound.from); }
   uint64_t equal(const Bfloat16Bound& bound) const {
+    if (bound.score.is_nan) return below(Bfloat16Bound::kInfinity);
     const __m512i at = _mm512_set1_epi16(bound.at);
     return _mm512_kunpackd(_mm512_cmpeq_epi16_mask(second, at), _mm512_cmpeq_epi16_mask(first, at));
   }
 };
-
-// No comparison of numbers finds NaN.
-template <class K>
-bool is_nan(const KeyBound<K>&) {
-  return false;
-}
-template <class T>
-bool is_nan(const ScoreBound<T>& bound) {
-  return bound.is_nan;
-}
-inline bool is_nan(const Bfloat16Bound& bound) {
-  return bound.score.is_nan;
-}
 #endif
 
 // Which of n values equal a bound, n at most kWord. What is not a whole word is kept out of the loops over
@@ -203,7 +203,7 @@ template <class V, class Bound>
 template <class V, class Bound>
 uint64_t ties_of(const V* values, int64_t n, const Bound& bound) {
 #if defined(PRUNEOPS_AVX512)
-  if (n == kWord && !is_nan(bound)) return Whole<V>(values, bound).equal(bound);
+  if (n == kWord) return Whole<V>(values, bound).equal(bound);
 #endif
   return ties_of_some(values, n, bound);
 }
@@ -265,7 +265,7 @@ template <class V, class Bound>
 template <class V, class Bound>
 Places places_of(const V* values, int64_t n, const Ends<Bound>& ends) {
 #if defined(PRUNEOPS_AVX512)
-  if (n == kWord && !is_nan(ends.low)) return places_in(Whole<V>(values, ends.low), n, ends);
+  if (n == kWord) return places_in(Whole<V>(values, ends.low), n, ends);
 #endif
   return places_of_some(values, n, ends);
 }
