@@ -29,7 +29,6 @@ def cases(config: Config) -> Iterator[Case]:
         "INC eager": lambda data: inc_mean(data.score, data.block),
         "reshape + mean": lambda data: torch.mean(as_blocks(data.score, data.block), (1, 3), out=data.out),
     }
-    main = {**contenders, "pruneops, new scores": lambda data: ops.block_reduce(data.score, data.block)}
 
     def data(block: Shape) -> Data:
         return Data(config.noise(*shape), block, torch.zeros(grid(shape, block), device=config.device))
@@ -38,7 +37,12 @@ def cases(config: Config) -> Iterator[Case]:
         rows, columns = grid(shape, block)
         floor = 4 + 4 * rows * columns / config.n
         yield Case("block_reduce", f"{name}, mean, fp32", config.n, floor, lambda block=block: data(block),
-                   main if is_main else config.peers(contenders, "reshape + mean"), headline=is_main)  # fmt: skip
+                   contenders if is_main else config.peers(contenders, "reshape + mean"), headline=is_main)  # fmt: skip
+    new = {
+        "pruneops": lambda data: ops.block_reduce(data.score, data.block),
+        "reshape + mean": lambda data: as_blocks(data.score, data.block).mean((1, 3)),
+    }
+    yield Case("block_reduce", "4x1, mean, fp32, new scores", config.n, 5, lambda: data((4, 1)), new)
 
 
 def test_speed(timed, case, contender):

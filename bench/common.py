@@ -23,8 +23,9 @@ from torch import Tensor
 from .memory import available, peak_extra
 
 OURS = "pruneops"
-#: Each contender runs for about PATIENCE_S, within the bounds on its rounds; one slower than SLOW_S runs once, cold.
-PATIENCE_S, SLOW_S = 0.5, 1.0
+#: Each contender runs for about PATIENCE_S, within the bounds on its rounds; one slower than SLOW_S runs once, cold, and
+#: of one shorter than SHORT_S a single call says little.
+PATIENCE_S, SLOW_S, SHORT_S = 0.5, 1.0, 1e-3
 ROUNDS = (3, 25)
 
 Contenders = Mapping[str, Callable[[Any], object]]
@@ -156,11 +157,18 @@ def rounds_for(seconds: float) -> tuple[int, int]:
     return min(most, max(fewest, int(PATIENCE_S / (seconds * calls)))), calls
 
 
+def settled(fn: Callable[[], object], device: str, warm: float) -> float:
+    """Seconds of what took ``warm`` seconds once: less in a row, on CUDA in a queue, where that time is short."""
+    if warm >= SHORT_S:
+        return warm
+    if device == "cuda":
+        return min(warm, *queued_seconds(fn, ROUNDS[0]))
+    return min(warm, *(seconds_of(fn, device) for _ in range(ROUNDS[0])))
+
+
 def repeat(fn: Callable[[], object], device: str, warm: float) -> list[float]:
-    """Seconds per call, over several rounds, of what takes about ``warm`` seconds once it is warm."""
-    if device == "cuda" and warm < 1e-3:  # less in a queue than alone, where the host's time comes first
-        warm = min(warm, *queued_seconds(fn, ROUNDS[0]))
-    rounds, calls = rounds_for(warm)
+    """Seconds per call, over several rounds, of what took about ``warm`` seconds once it was warm."""
+    rounds, calls = rounds_for(settled(fn, device, warm))
 
     def several() -> None:
         for _ in range(calls):
@@ -249,8 +257,13 @@ class Bench:
         self._case = case
         self._last_copy = self._copy.measure()
 
-    def turns(self, case: Case, contender: str) -> Turns | None:
-        """What a contender is held against: ours against the copy, a peer against ours, where it may be."""
+    def turns(self, case: Case, contender: str, seconds: float) -> Turns | None:
+        """What a contender that takes so long is held against: ours against the copy, a peer against ours.
+
+        Short calls would find the caches as the other left them, and see no change of the machine's speed.
+        """
+        if seconds < SHORT_S or is_slow(seconds):
+            return None
         if contender == OURS:
             return Turns(self._copy.copy)
         return Turns(self.call(case, OURS)) if case.in_turns else None

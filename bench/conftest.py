@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from .common import OURS, Bench, Case, Config, DoesNotFitError, is_slow, probe, rounds_for
+from .common import OURS, Bench, Case, Config, DoesNotFitError, is_slow, probe, rounds_for, settled
 from .environment import environment
 
 
@@ -50,15 +50,13 @@ def timed(benchmark: Any, bench: Bench) -> Callable[[Case, str], None]:
                 raise
             pytest.skip(f"{contender}: {error}")
         benchmark.group = case.op
-        turns = bench.turns(case, contender)
-        if is_slow(seconds):
-            benchmark.pedantic(call)
-        else:
+        rounds, calls = 1, 1
+        if not is_slow(seconds):
             seconds, peak = probe(call, "cpu")
+            seconds = settled(call, "cpu", seconds)
             rounds, calls = rounds_for(seconds)
-            # Many short calls see no change of the machine's speed.
-            how = {"setup": turns} if calls == 1 and turns else {"iterations": calls}
-            benchmark.pedantic(call, rounds=rounds, **how)
+        turns = bench.turns(case, contender, seconds)
+        benchmark.pedantic(call, setup=turns, rounds=rounds, iterations=calls)
         in_turns = turns and turns.at_best_of(benchmark.stats.stats.data)
         benchmark.extra_info.update(bench.facts(case, contender, peak, in_turns))
 
