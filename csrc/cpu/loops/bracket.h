@@ -3,9 +3,7 @@
 #pragma once
 
 #include "../../math/search.h"
-#include "array.h"
-#include "select.h"
-#include "update.h"
+#include "sample.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
@@ -93,130 +91,6 @@ class Collected {
   Buffer<int32_t> next_;
 };
 
-// What a pass reads ahead of.
-struct ReadAhead {
-  Ahead weight;
-  Ahead grad;
-  Ahead score;
-
-  [[gnu::always_inline]] void ask_for(int64_t n) {
-    weight.ask_for(n);
-    grad.ask_for(n);
-    score.ask_for(n);
-  }
-};
-
-// Where the scores of a selection come from, and from where again() once they have been passed over: from
-// what a metric reads,
-template <class T>
-struct MetricKeys {
-  const SelectTensor* tensors;
-  Metric metric;
-
-  [[gnu::always_inline]] void prefetch(int64_t i, int64_t at) const {
-    const SelectTensor& t = tensors[i];
-    __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
-    if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
-  }
-  ReadAhead ahead(int64_t i, int64_t at) const {
-    const SelectTensor& t = tensors[i];
-    return {{t.weight, t.weight_dtype, at}, {t.grad, t.grad_dtype, at}, {nullptr, t.weight_dtype, at}};
-  }
-  void peek(int64_t i, int64_t at, T* score) const { copy_scores(tensors[i], metric, at, 1, score); }
-  const T* take(int64_t i, int64_t at, int64_t n, T* buffer) const {
-    return rank_chunk<T>(tensors[i], metric, at, n, buffer);
-  }
-  ScoreBound<T> bound(Key<T> key) const { return ScoreBound<T>(key); }
-  const MetricKeys& again() const { return *this; }
-};
-
-// from bfloat16 scores, or their magnitudes, as they lie in memory,
-struct Bfloat16Keys : MetricKeys<float> {
-  static bool serve(const SelectTensor* tensors, int64_t count, Metric metric) {
-    bool all = metric == Metric::stored || metric == Metric::magnitude;
-    for (int64_t i = 0; i < count; ++i) all &= tensors[i].weight_dtype == Dtype::bf16;
-    return all;
-  }
-
-  const uint16_t* take(int64_t i, int64_t at, int64_t, float*) const {
-    return static_cast<const uint16_t*>(tensors[i].weight) + at;
-  }
-  const Bfloat16Keys& again() const { return *this; }
-  Bfloat16Bound bound(uint32_t key) const { return Bfloat16Bound(key, metric == Metric::magnitude); }
-};
-
-// or from scores that are updated as they are passed over.
-template <class T>
-struct UpdatedKeys {
-  const UpdateTensor* updates;
-  const UpdateRule& rule;
-  const SelectTensor* tensors;  // of the scores
-  static constexpr Metric metric = Metric::stored;
-
-  [[gnu::always_inline]] void prefetch(int64_t i, int64_t at) const {
-    const UpdateTensor& t = updates[i];
-    __builtin_prefetch(advance(t.score, t.score_dtype, at));
-    if (t.weight != nullptr) __builtin_prefetch(advance(t.weight, t.weight_dtype, at));
-    if (t.grad != nullptr) __builtin_prefetch(advance(t.grad, t.grad_dtype, at));
-  }
-  ReadAhead ahead(int64_t i, int64_t at) const {
-    const UpdateTensor& t = updates[i];
-    const void* score = rule.reads_score() ? t.score : nullptr;
-    return {{t.weight, t.weight_dtype, at}, {t.grad, t.grad_dtype, at}, {score, t.score_dtype, at}};
-  }
-  void peek(int64_t i, int64_t at, T* score) const {
-    double updated;
-    update_chunk(updates[i], rule, at, 1, &updated);
-    SelectTensor one = tensors[i];
-    one.weight = &updated;
-    copy_scores(one, metric, 0, 1, score);
-  }
-  const T* take(int64_t i, int64_t at, int64_t n, T* buffer) const {
-    update_chunk(updates[i], rule, at, n, advance(updates[i].score, updates[i].score_dtype, at));
-    return rank_chunk<T>(tensors[i], metric, at, n, buffer);
-  }
-  ScoreBound<T> bound(Key<T> key) const { return ScoreBound<T>(key); }
-  MetricKeys<T> again() const { return {tensors, metric}; }
-};
-
-// Keys that bracket the k-th smallest of all, unless the sample misleads.
-template <class T, class Keys>
-Bracket<Key<T>> sample_bracket(const SelectTensor* tensors, int64_t count, int64_t total, const Keys& source,
-                               int64_t k, int64_t size, const Pool& pool) {
-  using K = Key<T>;
-  Buffer<T> sample(size);
-  Buffer<int64_t> ends(count);
-  int64_t end = 0;
-  for (int64_t i = 0; i < count; ++i) ends[i] = end += tensors[i].numel;
-  parallel(pool, size, [&](int64_t first, int64_t last) {
-    // Each sample is a miss of every cache: it is asked for long before it is used.
-    constexpr int64_t kEarly = 64;
-    int64_t tensor = 0, tensor_of[kEarly], at[kEarly];
-    for (int64_t i = first; i < last + kEarly; ++i) {
-      const int64_t place = i % kEarly;
-      if (i - kEarly >= first) source.peek(tensor_of[place], at[place], &sample[i - kEarly]);
-      if (i >= last) continue;
-      const int64_t position = sample_position(i, size, total);
-      while (position >= ends[tensor]) ++tensor;
-      tensor_of[place] = tensor;
-      at[place] = position - (ends[tensor] - tensors[tensor].numel);
-      source.prefetch(tensor, at[place]);
-    }
-  });
-  const SampleRanks ranks = sample_ranks(size, total, k);
-  Bracket<K> bracket = whole_bracket<K>();
-  const K fine = fine_bits_of<T>(tensors, count, source.metric);
-  parallel(pool, 2, [&](int64_t first, int64_t last) {
-    for (int64_t side = first; side < last; ++side) {
-      const int64_t rank = side == 0 ? ranks.low : ranks.high;
-      if (rank < 1 || rank > size) continue;
-      const K key = ArraySearch<T>(size, fine).kth_key(sample.data(), rank);
-      (side == 0 ? bracket.low : bracket.high) = key;
-    }
-  });
-  return bracket;
-}
-
 // Counts of keys around a bracket, and of the first digits of those strictly inside.
 template <class K>
 struct BracketDigits {
@@ -303,7 +177,8 @@ class BracketSelection {
         parts_(parts_count_),
         // Each part may leave a page partly empty.
         collected_(capacity + parts_count_ * Collected<K>::kPage),
-        bracket_(bracket) {}
+        bracket_(bracket),
+        past_(exceeds_caches(tiles.entries())) {}
 
   // Runs the pass. False where the bracket misled: then nothing is decided, and masks hold anything.
   bool run(bool write_masks) {
@@ -343,6 +218,16 @@ class BracketSelection {
   }
 
  private:
+  using Value = typename Keys::Value;
+
+  // A word with something inside of the bracket, or at an end.
+  struct Undecided {
+    const Value* scores;
+    int64_t word;
+    int64_t n;
+    uint64_t inside;
+  };
+
   void pass(bool write_masks) {
     parallel(pool_, parts_count_, [&](int64_t first, int64_t last) {
       for (int64_t p = first; p < last; ++p) {
@@ -358,38 +243,56 @@ class BracketSelection {
 
   int64_t part_begin(int64_t part) { return part * tiles_.tiles() / parts_count_; }
 
-  // Flat, as an update is.
+  // Counts the scores of a tile, collects what is strictly inside of the bracket and keeps what is not below
+  // `high`. Words with something inside are put off until their chunk has been compared: which words those
+  // are cannot be foreseen, and with each of them the processor would lose its view of the next loads. Flat,
+  // as an update is.
   [[gnu::flatten]] void pass_tile(const SelectTensor& tensor, int64_t begin, int64_t end, bool write_masks,
                                   Part& part) {
-    T buffer[kPiece];
-    ReadAhead ahead = source_.ahead(&tensor - tensors_, begin);
-    for (int64_t at = begin; at < end; at += kPiece) {
-      const int64_t n = min64(kPiece, end - at);
-      pass_piece(source_.take(&tensor - tensors_, at, n, buffer), n, tensor, at, ahead, write_masks, part);
-    }
-  }
-
-  // Counts the scores of the entries from `begin` on, collects what is strictly inside of the bracket and
-  // keeps what is not below `high`.
-  template <class V>
-  void pass_piece(const V* scores, int64_t n, const SelectTensor& tensor, int64_t begin, ReadAhead& ahead,
-                  bool write_masks, Part& part) {
     // Locals, which no write to a mask can change.
     const auto ends = ends_of(bracket_, [&](K key) { return source_.bound(key); });
     BracketCounts counts = part.counts;
-    for (int64_t at = 0; at < n; at += kWord) {
-      const int64_t some = min64(kWord, n - at);
-      ahead.ask_for(some);
-      const Places places = places_of(scores + at, some, ends);
-      places.count_into(counts);
-      if (write_masks) put_word(tensor, begin + at, some, places.from_high);
-      for_bits(places.between, [&](int i) {
-        const bool has_room =
-            collected_.add(part, sort_key(ends.low.value(scores[at + i])), mask_bit(tensor, begin + at + i));
-        if (!has_room) __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
-      });
+    ReadAhead ahead = source_.ahead(&tensor - tensors_, begin);
+    for (int64_t at = begin; at < end; at += kChunk) {
+      const int64_t n = min64(kChunk, end - at);
+      T buffer[kChunk];
+      uint64_t kept[kChunk / kWord];
+      Undecided undecided[kChunk / kWord + 1];
+      int64_t count = 0;
+      for (int64_t done = 0; done < n; done += kPiece) {
+        const int64_t piece = min64(kPiece, n - done);
+        const Value* scores = source_.take(&tensor - tensors_, at + done, piece, buffer + done);
+        for (int64_t i = 0; i < piece; i += kWord) {
+          const int64_t some = min64(kWord, piece - i), word = (done + i) / kWord;
+          ahead.ask_for(some);
+          const Sides sides = sides_of(scores + i, some, ends);
+          counts.below += __builtin_popcountll(sides.below);
+          kept[word] = sides.above;
+          undecided[count] = {scores + i, word, some, sides.inside};
+          count += sides.inside != 0;
+        }
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const Undecided& u = undecided[i];
+        const Places places = places_of(u.scores, u.n, u.inside, ends);
+        places.count_into(counts);
+        kept[u.word] |= places.ties_of_high;
+        collect(u.scores, places.between, ends.low, tensor, at + u.word * kWord, part);
+      }
+      if (write_masks) put_words(tensor, at, n, kept, past_);
     }
     part.counts = counts;
+  }
+
+  // Collects those of the scores from an entry on that `bits` names.
+  template <class Bound>
+  void collect(const Value* scores, uint64_t bits, const Bound& bound, const SelectTensor& tensor,
+               int64_t entry, Part& part) {
+    for_bits(bits, [&](int i) {
+      const bool has_room =
+          collected_.add(part, sort_key(bound.value(scores[i])), mask_bit(tensor, entry + i));
+      if (!has_room) __atomic_store_n(&overflow_, true, __ATOMIC_RELAXED);
+    });
   }
 
   void decide_among_collected(Search<K>& search, int round) {
@@ -475,6 +378,7 @@ class BracketSelection {
   Buffer<Part> parts_;
   Collected<K> collected_;
   Bracket<K> bracket_;
+  bool past_;  // whether bool masks are written past the caches
   Selection<K> selection_{};
   Found found_ = Found::missed;
   bool overflow_ = false;

@@ -46,12 +46,6 @@ struct Bfloat16Bound {
   bool equals(uint16_t bits) const { return score.equals(value(bits)); }
 };
 
-// Whether so many values are equal that most words have a tie of an end of any bracket.
-template <class Bound>
-constexpr bool kOftenEqual = false;
-template <>
-constexpr bool kOftenEqual<Bfloat16Bound> = true;
-
 // The lowest n bits, none where n is negative and all from kWord on.
 inline uint64_t first_bits(int64_t n) {
   return n >= kWord ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1;
@@ -232,42 +226,47 @@ auto ends_of(const Bracket<K>& bracket, const F& make_bound) {
                                           make_bound(past)};
 }
 
-// Where at most kWord keys or scores lie; with one key for both ends, its ties are `at_low`.
-struct Places {
+// On which side of a bracket at most kWord keys or scores lie: two comparisons, all that most words need.
+struct Sides {
   uint64_t below;
+  uint64_t inside;  // between the ends, or at one of them
+  uint64_t above;
+};
+
+// Where those inside lie; with one key for both ends, its ties are `at_low`.
+struct Places {
   uint64_t at_low;
   uint64_t between;
-  uint64_t at_high;
-  uint64_t from_high;  // the ties of the high end and what lies above
+  uint64_t ties_of_high;
 
   void count_into(BracketCounts& counts) const {
-    counts.below += __builtin_popcountll(below);
-    if ((at_low | between | at_high) == 0) return;
     counts.at_low += __builtin_popcountll(at_low);
     counts.between += __builtin_popcountll(between);
-    counts.at_high += __builtin_popcountll(at_high);
+    counts.at_high += __builtin_popcountll(ties_of_high & ~at_low);
   }
 };
 
-// Most words have nothing in the bracket, and take two comparisons.
 template <class Word, class Bound>
-Places places_in(const Word& word, int64_t n, const Ends<Bound>& ends) {
-  const uint64_t below = word.lower(ends.low), to_high = word.lower(ends.past), inside = to_high & ~below;
-  const uint64_t above = first_bits(n) & ~to_high;
-  if (!kOftenEqual<Bound> && inside == 0) return {below, 0, 0, 0, above};
-  const uint64_t at_low = word.equal(ends.low), ties_of_high = word.equal(ends.high);
-  return {below, at_low, inside & ~(at_low | ties_of_high), ties_of_high & ~at_low, above | ties_of_high};
+Sides sides_in(const Word& word, int64_t n, const Ends<Bound>& ends) {
+  const uint64_t below = word.lower(ends.low), to_high = word.lower(ends.past);
+  return {below, to_high & ~below, first_bits(n) & ~to_high};
 }
 template <class V, class Bound>
-[[gnu::noinline, gnu::cold]] Places places_of_some(const V* values, int64_t n, Ends<Bound> ends) {
-  return places_in(Some<V>{values, n}, n, ends);
+[[gnu::noinline, gnu::cold]] Sides sides_of_some(const V* values, int64_t n, Ends<Bound> ends) {
+  return sides_in(Some<V>{values, n}, n, ends);
 }
 template <class V, class Bound>
-Places places_of(const V* values, int64_t n, const Ends<Bound>& ends) {
+Sides sides_of(const V* values, int64_t n, const Ends<Bound>& ends) {
 #if defined(PRUNEOPS_AVX512)
-  if (n == kWord) return places_in(Whole<V>(values, ends.low), n, ends);
+  if (n == kWord) return sides_in(Whole<V>(values, ends.low), n, ends);
 #endif
-  return places_of_some(values, n, ends);
+  return sides_of_some(values, n, ends);
+}
+
+template <class V, class Bound>
+Places places_of(const V* values, int64_t n, uint64_t inside, const Ends<Bound>& ends) {
+  const uint64_t at_low = ties_of(values, n, ends.low), ties_of_high = ties_of(values, n, ends.high);
+  return {at_low, inside & ~(at_low | ties_of_high), ties_of_high};
 }
 
 // f(i) for the bits of a word.
@@ -305,8 +304,11 @@ BracketCounts compact(const K* keys, int64_t n, const Bracket<K>& bracket, K* in
   const auto ends = ends_of(bracket, [](K key) { return KeyBound<K>{key}; });
   for (int64_t at = 0; at < n; at += kWord) {
     const int64_t some = min64(kWord, n - at);
-    const Places places = places_of(keys + at, some, ends);
-    if (places.between != 0) compact_word(keys + at, some, places.between, inside + counts.between);
+    const Sides sides = sides_of(keys + at, some, ends);
+    counts.below += __builtin_popcountll(sides.below);
+    if (sides.inside == 0) continue;
+    const Places places = places_of(keys + at, some, sides.inside, ends);
+    compact_word(keys + at, some, places.between, inside + counts.between);
     places.count_into(counts);
   }
   return counts;

@@ -113,18 +113,20 @@ void put_mask(const SelectTensor& tensor, int64_t begin, int64_t n, const F& fil
   pack_bits(bytes, n, tensor.mask + begin / 8);
 }
 
-// Writes the mask of the entries [begin, begin + n), one bit each from the lowest on; n is at most 64, and
-// begin a multiple of 8.
-void put_word(const SelectTensor& tensor, int64_t begin, int64_t n, uint64_t bits) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(&bits);
+// Writes the mask of the entries [begin, begin + n), one bit each from the lowest on, past the caches or not;
+// n is at most kChunk, and begin a multiple of 8.
+void put_words(const SelectTensor& tensor, int64_t begin, int64_t n, const uint64_t* words,
+               bool past = false) {
+  const auto* bits = reinterpret_cast<const uint8_t*>(words);
   if (tensor.packed) {
-    memcpy(tensor.mask + begin / 8, bytes, static_cast<size_t>(ceil_div(n, 8)));
-    return;
+    memcpy(tensor.mask + begin / 8, bits, static_cast<size_t>(ceil_div(n, 8)));
+  } else if (past) {
+    uint8_t bytes[kChunk];
+    unpack_bits(bits, 0, n, bytes);
+    write_past_caches(bytes, n, tensor.mask + begin);
+  } else {
+    unpack_bits(bits, 0, n, tensor.mask + begin);
   }
-#if defined(PRUNEOPS_AVX512)
-  if (n == kWord) return _mm512_storeu_si512(tensor.mask + begin, _mm512_maskz_set1_epi8(bits, 1));
-#endif
-  unpack_bits(bytes, 0, n, tensor.mask + begin);
 }
 
 // The address of an entry's mask in bits; the byte of a mask that is not packed is its lowest bit.

@@ -55,7 +55,8 @@ void write_selected(const ArraySelection<T>& selection, const T* scores, int64_t
                     const SelectTensor& tensor) {
   for (int64_t at = 0; at < tensor.numel; at += kWord) {
     const int64_t n = min64(kWord, tensor.numel - at);
-    put_word(tensor, at, n, selection.kept(scores, first + at, n));
+    const uint64_t kept = selection.kept(scores, first + at, n);
+    put_words(tensor, at, n, &kept);
   }
 }
 
