@@ -35,38 +35,40 @@ const T* load_row(const void* data, Dtype dtype, const Matrix& matrix, const Str
   return buffer;
 }
 
-// What the metric reads of kTogether rows from one column on; null where it reads nothing.
-template <int64_t kTogether, class T>
+// What the metric reads of kTogether rows from one column on, stored as E; null where it reads nothing.
+template <int64_t kTogether, class E>
 struct Rows {
-  const T* w[kTogether];
-  const T* g[kTogether];
+  const typename E::type* w[kTogether];
+  const typename E::type* g[kTogether];
 };
 
 // The value of an entry of a block: what is not finite is dropped here, but in a signed sum, which is dropped
 // whole.
-template <Metric kMetric, bool kDrop, class T>
-PRUNEOPS_HD T block_entry(const T* w, const T* g, int64_t i) {
-  const T value =
-      element_value<T>(kMetric, reads_weight(kMetric) ? w[i] : T(0), reads_grad(kMetric) ? g[i] : T(0), T(0));
+template <Metric kMetric, bool kDrop, class T, class E>
+PRUNEOPS_HD T block_entry(const typename E::type* w, const typename E::type* g, int64_t i) {
+  const T weight = reads_weight(kMetric) ? E::template load<T>(w[i]) : T(0);
+  const T grad = reads_grad(kMetric) ? E::template load<T>(g[i]) : T(0);
+  const T value = element_value<T>(kMetric, weight, grad, T(0));
   return kDrop && kMetric != Metric::product ? finite_or_zero(value) : value;
 }
 
 // totals = the values of the rows combined, and with the totals so far but where these are the first rows.
-template <Metric kMetric, bool kDrop, bool kFirst, Reduce kReduce, int64_t kTogether, class T>
-void combine_entries(const Rows<kTogether, T>& rows, int64_t n, T* __restrict totals) {
+template <Metric kMetric, bool kDrop, bool kFirst, Reduce kReduce, int64_t kTogether, class E, class T>
+void combine_entries(const Rows<kTogether, E>& rows, int64_t n, T* __restrict totals) {
   for (int64_t i = 0; i < n; ++i) {
-    T total = block_entry<kMetric, kDrop>(rows.w[0], rows.g[0], i);
+    T total = block_entry<kMetric, kDrop, T, E>(rows.w[0], rows.g[0], i);
     if (!kFirst) total = combine(kReduce, totals[i], total);
 #pragma GCC unroll 4
     for (int64_t r = 1; r < kTogether; ++r) {
-      total = combine(kReduce, total, block_entry<kMetric, kDrop>(rows.w[r], rows.g[r], i));
+      total = combine(kReduce, total, block_entry<kMetric, kDrop, T, E>(rows.w[r], rows.g[r], i));
     }
     totals[i] = total;
   }
 }
 
-template <bool kDrop, int64_t kTogether, class T>
-void combine_rows(const UpdateRule& rule, bool first, const Rows<kTogether, T>& rows, int64_t n, T* totals) {
+template <bool kDrop, int64_t kTogether, class E, class T>
+void combine_rows_as(const UpdateRule& rule, bool first, const Rows<kTogether, E>& rows, int64_t n,
+                     T* totals) {
   visit_metric(rule.metric, [&](auto constant) {
     constexpr Metric kMetric = decltype(constant)::value;
     if (rule.reduce == Reduce::max) {
@@ -78,13 +80,48 @@ void combine_rows(const UpdateRule& rule, bool first, const Rows<kTogether, T>& 
     }
   });
 }
+template <int64_t kTogether, class E, class T>
+void combine_rows(const UpdateRule& rule, bool first, const Rows<kTogether, E>& rows, int64_t n, T* totals) {
+  rule.skip_nonfinite ? combine_rows_as<true>(rule, first, rows, n, totals)
+                      : combine_rows_as<false>(rule, first, rows, n, totals);
+}
+
+// Whether what is read lies side by side as bfloat16. It is then converted as it is combined: four rows of
+// weights and gradients that are converted first fill the first-level cache.
+bool lies_as_bfloat16(const BlockTensor& t, const UpdateRule& rule) {
+  const auto lies = [&](bool is_read, Dtype dtype, const Strides& strides) {
+    return !is_read || (dtype == Dtype::bf16 && strides.inner == 1);
+  };
+  return t.matrix.inner == t.matrix.cols && rule.grad_scale == nullptr &&
+         lies(reads_weight(rule.metric), t.weight_dtype, t.weight_strides) &&
+         lies(reads_grad(rule.metric), t.grad_dtype, t.grad_strides);
+}
+
+template <int64_t kTogether>
+Rows<kTogether, Element<Dtype::bf16>> bfloat16_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row,
+                                                    int64_t col) {
+  const auto entry = [&](const void* data, const Strides& strides, int64_t r) {
+    return static_cast<const uint16_t*>(data) + t.matrix.offset(strides, row + r, col);
+  };
+  Rows<kTogether, Element<Dtype::bf16>> rows{};
+  for (int64_t r = 0; r < kTogether; ++r) {
+    if (reads_weight(rule.metric)) rows.w[r] = entry(t.weight, t.weight_strides, r);
+    if (reads_grad(rule.metric)) rows.g[r] = entry(t.grad, t.grad_strides, r);
+  }
+  return rows;
+}
 
 // The columns [col, col + n), n at most kChunk, of kTogether rows.
 template <int64_t kTogether, class T>
 void read_and_combine(const BlockTensor& t, const UpdateRule& rule, bool first, int64_t row, int64_t col,
                       int64_t n, T* totals) {
+  if constexpr (IsSame<T, float>::value) {
+    if (lies_as_bfloat16(t, rule)) {
+      return combine_rows(rule, first, bfloat16_rows<kTogether>(t, rule, row, col), n, totals);
+    }
+  }
   T weights[kTogether][kChunk], grads[kTogether][kChunk];
-  Rows<kTogether, T> rows{};
+  Rows<kTogether, Element<own_dtype<T>()>> rows{};
   for (int64_t r = 0; r < kTogether; ++r) {
     if (reads_weight(rule.metric)) {
       rows.w[r] = load_row(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row + r, col, n, weights[r]);
@@ -94,8 +131,7 @@ void read_and_combine(const BlockTensor& t, const UpdateRule& rule, bool first, 
       rows.g[r] = unscale_chunk(g, rule.grad_scale, n, grads[r]);
     }
   }
-  rule.skip_nonfinite ? combine_rows<true>(rule, first, rows, n, totals)
-                      : combine_rows<false>(rule, first, rows, n, totals);
+  combine_rows(rule, first, rows, n, totals);
 }
 
 template <class T>
