@@ -18,13 +18,13 @@ import _emulation_selftest as selftest
 selftest.run(sys.argv[1], 2, 64, np.ones(128, np.int32))
 """
 
-#: Three threads update one score at a time.
+#: Three threads update one score at a time, in so many tiles that none can do the work of all.
 RACE = """
 import numpy as np, _emulation as e
 from driver import Backend
 cpu = Backend(e, "cpu", 3)
 cpu.configure()
-score, weights = cpu.array(np.zeros(100_000)), [cpu.array(np.ones(100_000)) for _ in range(3)]
+score, weights = cpu.array(np.zeros(10**6)), [cpu.array(np.ones(10**6)) for _ in range(3)]
 scores = [score] * (3 if "race" in sys.argv[1] else 1)
 cpu.update_scores(scores, weights[: len(scores)], [None] * len(scores), metric="magnitude", alpha=1.0)
 """

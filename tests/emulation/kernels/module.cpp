@@ -6,6 +6,7 @@
 
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -93,12 +94,20 @@ void check(cudaError_t error) {
 
 int cpu_threads = 1;
 
-// Threads of its own for every call: simple, and visible to ThreadSanitizer.
+// Threads of its own for every call: simple, and visible to ThreadSanitizer. None begins before all are
+// there, or the first could do the work of all; relaxed, so that waiting orders nothing that the kernels do
+// not.
 void run_pool(int64_t tasks, cpu::Pool::Range range, void* context) {
   std::vector<std::thread> threads;
+  std::atomic<int64_t> missing{pruneops::min64(cpu_threads, tasks)};
   for (int t = 0; t < cpu_threads; ++t) {
     const int64_t begin = tasks * t / cpu_threads, end = tasks * (t + 1) / cpu_threads;
-    if (begin < end) threads.emplace_back(range, context, begin, end);
+    if (begin == end) continue;
+    threads.emplace_back([=, &missing] {
+      missing.fetch_sub(1, std::memory_order_relaxed);
+      while (missing.load(std::memory_order_relaxed) > 0) std::this_thread::yield();
+      range(context, begin, end);
+    });
   }
   for (auto& thread : threads) thread.join();
 }
