@@ -51,8 +51,7 @@ struct BlockCut {
   PRUNEOPS_HD int64_t parts() const { return static_cast<int64_t>(parts_down) * parts_across; }
 };
 
-// A tensor of a list, with room for the totals of its parts, those of a block side by side; null where every
-// block is one part.
+// A tensor of a list, with room for the totals of its parts; null where every block is one part.
 struct BlockTask {
   BlockTensor tensor;
   BlockCut cut;
@@ -73,6 +72,11 @@ inline int64_t total_bytes(const BlockTensor& t) {
   const int64_t parts = BlockCut(t).parts();
   const int64_t bytes = t.wide() ? sizeof(double) : sizeof(float);
   return parts == 1 ? 0 : ceil_div(t.grid_rows() * t.grid_cols() * parts * bytes, 16) * 16;
+}
+
+// Where the total of a part stands: beside those of the neighbouring blocks, which are written together.
+PRUNEOPS_HD int64_t total_place(const BlockTensor& t, int64_t place, int64_t part) {
+  return part * t.grid_rows() * t.grid_cols() + place;
 }
 
 // Entries [col, col + n) of a row as T.
@@ -248,7 +252,7 @@ __device__ __forceinline__ void update_block_tile(const BlockTask& task, const U
     const int64_t place = at.block_row * t.grid_cols() + tile.first_block + block;
     if (task.totals == nullptr) return finish_score(t, rule, place, total);
     const int64_t part = static_cast<int64_t>(at.part) * cut.parts_across + tile.part_across;
-    static_cast<T*>(task.totals)[place * cut.parts() + part] = total;
+    static_cast<T*>(task.totals)[total_place(t, place, part)] = total;
   });
   __syncthreads();
 }
@@ -264,24 +268,42 @@ __global__ void __launch_bounds__(kThreads, 2)
   });
 }
 
-// Combines the totals of the parts of each block: a warp takes a block.
+// Combines the totals of the parts of each block. The threads of a block are so many columns of blocks that
+// lie side by side, and share the parts of these.
 template <class T, class Task>
 __global__ void __launch_bounds__(kThreads)
     combine_parts_kernel(const __grid_constant__ Table<Task> table, const UpdateRule rule) {
+  __shared__ T shared[kThreads];
   if (overflowed(rule)) return;
-  const int64_t lane = threadIdx.x % kWarp, step = static_cast<int64_t>(gridDim.x) * kWarps;
   for (int64_t i = 0; i < table.count; ++i) {
     const Task& task = table.tensors[i];
     if (task.totals == nullptr) continue;
     const BlockTensor& t = task.tensor;
-    const int64_t parts = task.part_count(), blocks = t.grid_rows() * t.grid_cols();
-    for (int64_t place = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp; place < blocks;
-         place += step) {
-      const T* totals = static_cast<const T*>(task.totals) + place * parts;
+    const int64_t blocks = t.grid_rows() * t.grid_cols();
+    int width = kWarp;
+    while (width / 2 >= blocks) width /= 2;
+    const int across = threadIdx.x % width, down = threadIdx.x / width, rows = kThreads / width;
+    for (int64_t first = static_cast<int64_t>(blockIdx.x) * width; first < blocks;
+         first += static_cast<int64_t>(gridDim.x) * width) {
+      const int64_t place = first + across;
       T total = reduce_identity<T>(rule.reduce);
-      for (int64_t p = lane; p < parts; p += kWarp) total = combine(rule.reduce, total, totals[p]);
-      total = combine_lanes(rule.reduce, total);
-      if (lane == 0) finish_score(t, rule, place, total);
+      if (place < blocks) {
+#pragma unroll 4
+        for (int64_t part = down; part < task.part_count(); part += rows) {
+          total =
+              combine(rule.reduce, total, static_cast<const T*>(task.totals)[total_place(t, place, part)]);
+        }
+      }
+      shared[threadIdx.x] = total;
+      __syncthreads();
+      for (int half = rows / 2; half > 0; half /= 2) {
+        if (down < half) {
+          shared[threadIdx.x] = combine(rule.reduce, shared[threadIdx.x], shared[threadIdx.x + half * width]);
+        }
+        __syncthreads();
+      }
+      if (down == 0 && place < blocks) finish_score(t, rule, place, shared[threadIdx.x]);
+      __syncthreads();
     }
   }
 }

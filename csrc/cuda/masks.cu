@@ -7,10 +7,6 @@ namespace {
 
 constexpr auto kEvery = [](const auto&) { return true; };
 
-int64_t byte_blocks(int64_t numel) {
-  return ceil_div(ceil_div(numel, kVector), kThreads);
-}
-
 }  // namespace
 
 cudaError_t apply_masks(const MaskTensor* tensors, int64_t count, cudaStream_t stream) {
@@ -21,7 +17,7 @@ cudaError_t apply_masks(const MaskTensor* tensors, int64_t count, cudaStream_t s
 
 cudaError_t apply_block_masks(const BlockMaskTensor* tensors, int64_t count, cudaStream_t stream) {
   const auto apply = [&](auto kernel, const auto& chosen) {
-    return for_each_table(tensors, count, block_mask_tiles, chosen,
+    return for_each_table(tensors, count, block_mask_tiles<>, chosen,
                           [&](const auto& table) { return launch(kernel, table.tiles(), stream, table); });
   };
   const auto apply_to = [&](auto word) {
@@ -39,16 +35,17 @@ cudaError_t apply_block_masks(const BlockMaskTensor* tensors, int64_t count, cud
 }
 
 cudaError_t expand_block_mask(const BlockMaskTensor& tensor, cudaStream_t stream) {
-  return launch(expand_block_mask_kernel, block_mask_tiles(tensor), stream, tensor);
+  return launch(expand_block_mask_kernel, block_mask_tiles<kExpandRows>(tensor), stream, tensor);
 }
 
 cudaError_t pack_mask(const bool* mask, uint8_t* packed, int64_t numel, cudaStream_t stream) {
-  return launch(pack_mask_kernel, byte_blocks(numel), stream, reinterpret_cast<const uint8_t*>(mask), packed,
-                numel);
+  return launch(pack_mask_kernel, ceil_div(numel, kTile), stream, reinterpret_cast<const uint8_t*>(mask),
+                packed, numel);
 }
 
 cudaError_t unpack_mask(const uint8_t* packed, bool* mask, int64_t numel, cudaStream_t stream) {
-  return launch(unpack_mask_kernel, byte_blocks(numel), stream, packed, mask, numel);
+  return launch(unpack_mask_kernel, ceil_div(numel, kTile), stream, packed, reinterpret_cast<uint8_t*>(mask),
+                numel);
 }
 
 }  // namespace pruneops::cuda

@@ -42,18 +42,119 @@ __device__ __forceinline__ MaskWords keep_best(const T (&scores)[kVector], int n
   return mask;
 }
 
-// Groups of 1, 2, 4 or 8 entries lie within a thread's vector.
+// Puts the higher of two keys first.
+template <class K>
+__device__ __forceinline__ void put_in_order(K& first, K& second) {
+  const K lower = first < second ? first : second;
+  first = first < second ? second : first;
+  second = lower;
+}
+
+// Puts keys in order that rise and then fall, or are a rotation of such keys: those of a lane, highest first.
+template <class K>
+__device__ __forceinline__ void merge_own(K (&keys)[kVector]) {
+#pragma unroll
+  for (int apart = kVector / 2; apart > 0; apart /= 2) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if ((i & apart) == 0) put_in_order(keys[i], keys[i + apart]);
+    }
+  }
+}
+
+// Keeps the higher keys in one of two lanes and the lower in the other; the other's come in reverse where two
+// sorted sequences meet, and as they are within one.
+template <bool kReverse, class K>
+__device__ __forceinline__ void meet(K (&keys)[kVector], int lanes_apart, bool keeps_higher) {
+  K others[kVector];
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    others[i] = __shfl_xor_sync(kAllLanes, keys[kReverse ? kVector - 1 - i : i], lanes_apart);
+  }
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) keys[i] = (keys[i] > others[i]) == keeps_higher ? keys[i] : others[i];
+}
+
+// Sorts the keys of kLanes neighbouring lanes, highest first (bitonic, Batcher 1968).
+template <int kLanes, class K>
+__device__ __forceinline__ void sort_lanes(K (&keys)[kVector]) {
+  const int lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (int size = 2; size <= kVector; size *= 2) {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      const int mirrored = i ^ (size - 1);
+      if (i < mirrored) put_in_order(keys[i], keys[mirrored]);
+    }
+#pragma unroll
+    for (int apart = size / 4; apart > 0; apart /= 2) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if ((i & apart) == 0) put_in_order(keys[i], keys[i + apart]);
+      }
+    }
+  }
+#pragma unroll
+  for (int lanes = 2; lanes <= kLanes; lanes *= 2) {
+    meet<true>(keys, lanes - 1, (lane & lanes / 2) == 0);
+#pragma unroll
+    for (int apart = lanes / 4; apart > 0; apart /= 2) meet<false>(keys, apart, (lane & apart) == 0);
+    merge_own(keys);
+  }
+}
+
+// Keeps the n best of the scores that kLanes neighbouring lanes hold.
+template <int kLanes, class T>
+__device__ __forceinline__ MaskWords keep_best_of_lanes(const T (&scores)[kVector], int n) {
+  constexpr unsigned kShift = 16;  // ties are counted above those that are better
+  const int lane = threadIdx.x % kWarp, lane_of_group = lane % kLanes;
+  Key<T> keys[kVector], sorted[kVector];
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) keys[i] = sorted[i] = sort_key(scores[i]);
+  sort_lanes<kLanes>(sorted);
+  // Of the lane that holds the n-th best: halved three times, as an index would put the keys into memory.
+  const int last = n > 0 ? n - 1 : 0, place = last % kVector;
+#pragma unroll
+  for (int half = kVector / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int i = 0; i < half; ++i) sorted[i] = (place & half) != 0 ? sorted[i + half] : sorted[i];
+  }
+  Key<T> threshold = __shfl_sync(kAllLanes, sorted[0], lane - lane_of_group + last / kVector);
+  if (n == 0) threshold = ~Key<T>(0);  // no score has this key
+  unsigned own = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) own += (keys[i] > threshold) + ((keys[i] == threshold) << kShift);
+  unsigned up_to = own;
+#pragma unroll
+  for (int apart = 1; apart < kLanes; apart *= 2) {
+    const unsigned before = __shfl_up_sync(kAllLanes, up_to, apart);
+    if (lane_of_group >= apart) up_to += before;
+  }
+  const unsigned total = __shfl_sync(kAllLanes, up_to, lane - lane_of_group + kLanes - 1);
+  int ties = n - static_cast<int>(total & ((1u << kShift) - 1)) - static_cast<int>((up_to - own) >> kShift);
+  return mask_where([&](int i) { return keys[i] > threshold || (keys[i] == threshold && ties-- > 0); });
+}
+
+// Groups of a power of two entries up to 32 lie within a thread's vector, or those of neighbouring lanes.
 template <class T, int kGroup>
 __global__ void __launch_bounds__(kThreads)
     nm_vector_kernel(const SelectTensor t, const Metric metric, const int64_t n) {
   constexpr int64_t kStep = kThreads * kVector;
   const bool at_hand = (metric == Metric::stored || metric == Metric::magnitude) && is_aligned(t.weight, 16);
   const auto write = [&](int64_t at, int entries, const T(&scores)[kVector]) {
-    store_mask(t, at, entries, keep_best<kGroup>(scores, static_cast<int>(n)));
+    MaskWords mask;
+    if constexpr (kGroup <= kVector) {
+      mask = keep_best<kGroup>(scores, static_cast<int>(n));
+    } else {
+      mask = keep_best_of_lanes<kGroup / kVector>(scores, static_cast<int>(n));
+    }
+    if (entries > 0) store_mask(t, at, entries, mask);
   };
-  for (int64_t first = blockIdx.x * kNmTile + threadIdx.x * kVector; first < t.numel;
-       first += gridDim.x * kNmTile) {
-    if (at_hand && first + (kNmVectors - 1) * kStep + kVector <= t.numel) {
+  // Lanes meet: those of a warp go the same way.
+  const int64_t of_warp = threadIdx.x / kWarp * kWarp * kVector, of_lane = threadIdx.x % kWarp * kVector;
+  for (int64_t begin = blockIdx.x * kNmTile + of_warp; begin < t.numel; begin += gridDim.x * kNmTile) {
+    const int64_t first = begin + of_lane;
+    if (at_hand && begin + (kNmVectors - 1) * kStep + kWarp * kVector <= t.numel) {
       visit_dtype_of<T>(t.weight_dtype, [&](auto element) {
         RawVector<decltype(element)> raw[kNmVectors];
 #pragma unroll
@@ -72,8 +173,9 @@ __global__ void __launch_bounds__(kThreads)
       continue;
     }
 #pragma unroll 1
-    for (int64_t at = first; at < min64(t.numel, first + kNmTile); at += kStep) {
-      const int entries = static_cast<int>(min64(kVector, t.numel - at));
+    for (int64_t step = 0; step < kNmTile && begin + step < t.numel; step += kStep) {
+      const int64_t at = first + step;
+      const int entries = at < t.numel ? static_cast<int>(min64(kVector, t.numel - at)) : 0;
       T scores[kVector];
       load_scores(t, metric, at, entries, scores);
       write(at, entries, scores);

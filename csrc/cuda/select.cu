@@ -171,6 +171,10 @@ cudaError_t nm_as(const SelectTensor& t, Metric metric, int64_t n, int64_t m, cu
       return nm_vector<T, 4>(t, metric, n, stream);
     case 8:
       return nm_vector<T, 8>(t, metric, n, stream);
+    case 16:
+      return nm_vector<T, 16>(t, metric, n, stream);
+    case 32:
+      return nm_vector<T, 32>(t, metric, n, stream);
     default:
       break;
   }

@@ -38,8 +38,9 @@ struct StreamTask {
   PRUNEOPS_HD int64_t part_count() const { return parts; }
 };
 
+// A tile has a task for each warp, neighbours in the same rows.
 inline int64_t stream_tiles(const StreamTask& task) {
-  return ceil_div(task.down(), kWarps) * task.spans;
+  return ceil_div(task.down() * task.spans, kWarps);
 }
 
 inline bool is_power_of_two(int64_t x) {
@@ -73,6 +74,7 @@ struct Stream {
   const char* next;
   int64_t step;
 
+  Stream() = default;
   __device__ __forceinline__ Stream(const void* data, int64_t at, int64_t entries_apart)
       : next(static_cast<const char*>(data) + at * kSize), step(entries_apart * kSize) {}
   __device__ __forceinline__ void load(RawVector<E>& to) {
@@ -84,42 +86,53 @@ struct Stream {
   static constexpr int64_t kSize = sizeof(typename E::type);
 };
 
-// What an update reads of a vector.
-template <class E>
+// What an update reads of a vector: the weights and the gradients, or the only ones of them that it needs.
+template <class E, int kInputs>
 struct StreamedVector {
-  RawVector<E> weight;
-  RawVector<E> grad;
+  RawVector<E> raw[kInputs];
 
-  __device__ __forceinline__ void load(Stream<E>& weights, Stream<E>& grads) {
-    weights.load(weight);
-    grads.load(grad);
+  __device__ __forceinline__ void load(Stream<E> (&streams)[kInputs]) {
+#pragma unroll
+    for (int i = 0; i < kInputs; ++i) streams[i].load(raw[i]);
   }
   __device__ __forceinline__ void add_to(float (&sums)[kVector], Metric metric) const {
     float w[kVector], g[kVector], norm[kVector] = {}, v[kVector];
-    weight.convert(w);
-    grad.convert(g);
+    raw[0].convert(w);
+    raw[kInputs - 1].convert(g);
     values_of(metric, w, g, norm, v);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) sums[i] = combine(Reduce::sum, sums[i], v[i]);
   }
 };
 
-// Adds `count` vectors to the sums, with done() after each. Two change places: while one is added, the other
-// is on its way.
-template <class E, class F>
-__device__ __forceinline__ void add_stream(Stream<E> weights, Stream<E> grads, int count, Metric metric,
+// Blocks that shall fit a multiprocessor: two inputs take more registers.
+template <int kInputs>
+constexpr int kStreamBlocks = kInputs == 1 ? 3 : 2;
+// Vectors that are under way before the first is added: fewer blocks have more, and vectors of fewer bytes
+// too.
+template <class E, int kInputs>
+constexpr int kStreamVectors = kInputs == 1                                ? 2
+                               : sizeof(typename E::type) == sizeof(float) ? 3
+                                                                           : 4;
+
+// Adds `count` vectors to the sums, with done() after each. None is asked for while another is added: the
+// compiler would wait for both.
+template <class E, int kInputs, class F>
+__device__ __forceinline__ void add_stream(Stream<E> (&streams)[kInputs], int count, Metric metric,
                                            float (&sums)[kVector], F& done) {
-  StreamedVector<E> one, other;
-  one.load(weights, grads);
-  for (int left = count;;) {
-    if (left > 1) other.load(weights, grads);
-    one.add_to(sums, metric);
-    done();
-    if (--left == 0) return;
-    if (left > 1) one.load(weights, grads);
-    other.add_to(sums, metric);
-    done();
-    if (--left == 0) return;
+  constexpr int kHeld = kStreamVectors<E, kInputs>;
+  for (int left = count; left > 0; left -= kHeld) {
+    StreamedVector<E, kInputs> held[kHeld];
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      if (h < left) held[h].load(streams);
+    }
+#pragma unroll
+    for (int h = 0; h < kHeld; ++h) {
+      if (h >= left) return;
+      held[h].add_to(sums, metric);
+      done();
+    }
   }
 }
 
@@ -133,7 +146,7 @@ struct StreamFinish {
   int left;       // those of the present block,
   int rows_left;  // and rows of blocks with it
   int64_t place;  // of the score
-  int64_t part;
+  int32_t part;
   float old[kVector];
 
   // The old scores, so that they are there when the sums are.
@@ -199,10 +212,10 @@ struct StreamFinish {
   __device__ __forceinline__ void write() {
     const BlockTensor& t = task.tensor;
     if (task.totals != nullptr) {
+      Vector<float, kCount> totals;
 #pragma unroll
-      for (int i = 0; i < kCount; ++i)
-        static_cast<float*>(task.totals)[(place + i) * task.parts + part] = sums[i];
-      return;
+      for (int i = 0; i < kCount; ++i) totals.words[i] = sums[i];
+      return store_words(static_cast<float*>(task.totals) + total_place(t, place, part), kCount, totals);
     }
     float scores[kCount];
 #pragma unroll
@@ -216,21 +229,22 @@ struct StreamFinish {
   }
 };
 
-template <class E>
+template <class E, int kInputs>
 __device__ __forceinline__ void update_stream_task(const StreamTask& task, const UpdateRule& rule,
                                                    int64_t down, int64_t across) {
   const BlockTensor& t = task.tensor;
   const int lane = threadIdx.x % kWarp;
-  int64_t block_row = down, part = 0, row = down, col = across * kSpan;
+  int64_t block_row = down, row = down, col = across * kSpan;
   int count = task.part_rows, of_block = count;
+  int32_t part = 0;
   if (task.is_long()) {
     const int64_t block = divide(across, task.parts);
-    part = across - block * task.parts;
+    part = static_cast<int32_t>(across - block * task.parts);
     col = block * t.block.m + part * task.part_rows * kSpan;
     count = of_block = static_cast<int>(min64(count, (t.block.m / kSpan) - part * task.part_rows));
   } else if (task.parts > 1) {
     block_row = divide(down, task.parts);
-    part = down - block_row * task.parts;
+    part = static_cast<int32_t>(down - block_row * task.parts);
     row = block_row * t.block.n + part * task.part_rows;
     count = of_block = static_cast<int>(min64(count, t.block.n - part * task.part_rows));
   } else {
@@ -242,13 +256,13 @@ __device__ __forceinline__ void update_stream_task(const StreamTask& task, const
   // Lanes behind the last column take part in shuffles.
   const bool inside = col < t.matrix.cols;
   const int64_t read = inside ? col : 0, apart = task.is_long() ? kSpan : 0;
-  const bool reads_w = reads_weight(rule.metric), reads_g = reads_grad(rule.metric);
   const auto stream = [&](const void* data, const Strides& strides) {
     return Stream<E>(data, row * strides.row + read, apart > 0 ? apart : strides.row);
   };
-  // What the metric does not read is read like the other, from the nearest cache.
-  const Stream<E> weights = reads_w ? stream(t.weight, t.weight_strides) : stream(t.grad, t.grad_strides);
-  const Stream<E> grads = reads_g ? stream(t.grad, t.grad_strides) : stream(t.weight, t.weight_strides);
+  Stream<E> streams[kInputs];
+  streams[0] =
+      reads_weight(rule.metric) ? stream(t.weight, t.weight_strides) : stream(t.grad, t.grad_strides);
+  if constexpr (kInputs > 1) streams[1] = stream(t.grad, t.grad_strides);
   const int64_t block_col = divide(col, t.block.m);
   const bool first = t.block.m <= kVector || (task.is_long() ? lane == 0 : col == block_col * t.block.m);
   float sums[kVector] = {};
@@ -256,21 +270,16 @@ __device__ __forceinline__ void update_stream_task(const StreamTask& task, const
   StreamFinish finish{task,  rule, sums, inside && first, of_block, of_block, count / of_block,
                       place, part, {}};
   finish.read_old();
-  add_stream(weights, grads, count, rule.metric, sums, finish);
+  add_stream(streams, count, rule.metric, sums, finish);
 }
 
-// Blocks that shall fit a multiprocessor. A float16 takes registers to convert.
-template <class E>
-constexpr int kStreamBlocks = std::is_same_v<E, Element<Dtype::bf16>> ? 3 : 2;
-
-template <class E>
-__global__ void __launch_bounds__(kThreads, kStreamBlocks<E>)
+template <class E, int kInputs>
+__global__ void __launch_bounds__(kThreads, kStreamBlocks<kInputs>)
     stream_block_scores_kernel(const __grid_constant__ Table<StreamTask> table, const UpdateRule rule) {
   if (overflowed(rule)) return;
   for_each_tile(table, [&](const StreamTask& task, int64_t tile, int64_t) {
-    const int64_t group = divide(tile, task.spans);
-    const int64_t down = group * kWarps + threadIdx.x / kWarp;
-    if (down < task.down()) update_stream_task<E>(task, rule, down, tile - group * task.spans);
+    const int64_t number = tile * kWarps + threadIdx.x / kWarp, down = divide(number, task.spans);
+    if (down < task.down()) update_stream_task<E, kInputs>(task, rule, down, number - down * task.spans);
   });
 }
 

@@ -85,12 +85,14 @@ cudaError_t update_block_scores(const BlockTensor* tensors, int64_t count, const
     return for_each_table(tasks, tasks.count(), tiles, kEvery, [&](auto& table) {
       const int64_t blocks = give_totals(table, next);
       PRUNEOPS_RETURN_IF_ERROR(launch(kernel, table.tiles(), stream, table, rule));
-      return launch(combine, ceil_div(blocks, kWarps), stream, table, rule);
+      return launch(combine, ceil_div(blocks, kWarp), stream, table, rule);
     });
   };
   const auto streams = [&](auto element, Way way) {
-    return update(stream_block_scores_kernel<decltype(element)>, combine_parts_kernel<float, StreamTask>,
-                  stream_tiles, those_of(StreamTask(), way));
+    using E = decltype(element);
+    const bool reads_both = reads_weight(rule.metric) && reads_grad(rule.metric);
+    return update(reads_both ? stream_block_scores_kernel<E, 2> : stream_block_scores_kernel<E, 1>,
+                  combine_parts_kernel<float, StreamTask>, stream_tiles, those_of(StreamTask(), way));
   };
   const auto blocks = [&](auto width, Way way) {
     using T = decltype(width);

@@ -84,14 +84,6 @@ __device__ __forceinline__ Vector<bool> load_mask(const uint8_t* mask, int n) {
   return keep;
 }
 
-// The first n of kVector bits, lowest first.
-__device__ __forceinline__ uint8_t pack_byte(const Vector<bool>& keep, int n) {
-  unsigned byte = 0;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) byte |= static_cast<unsigned>(i < n && keep.words[i]) << i;
-  return static_cast<uint8_t>(byte);
-}
-
 // Entries [at, at + n) of `data` as T,
 template <class T, int kCount>
 __device__ __forceinline__ void load_few(const void* data, Dtype dtype, int64_t at, int n,

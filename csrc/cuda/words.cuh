@@ -78,10 +78,40 @@ struct MaskWords {
   __device__ __forceinline__ uint8_t byte(int i) const {
     return static_cast<uint8_t>(words[i / kBytes] >> (8 * (i % kBytes)));
   }
-  // The kVector bytes of a mask from an aligned place on.
+  // The kVector bytes of a mask from an aligned place on,
   static __device__ __forceinline__ MaskWords load(const uint8_t* mask) {
     const uint2 both = *reinterpret_cast<const uint2*>(mask);
     return {{both.x, both.y}};
+  }
+  // or n of them from anywhere; those past n are 0.
+  static __device__ __forceinline__ MaskWords load(const uint8_t* mask, int n) {
+    if (n == kVector && is_aligned(mask, kVector)) return load(mask);
+    MaskWords loaded{};
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) loaded.words[i / kBytes] |= i < n ? mask[i] * one(i) : 0u;
+    return loaded;
+  }
+  // A byte for each of kVector bits: the product puts one copy of four bits where each has its byte.
+  static __device__ __forceinline__ MaskWords of_bits(unsigned bits) {
+    MaskWords mask;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) mask.words[w] = ((bits >> (kBytes * w) & 0xfu) * 0x00204081u) & kOnes;
+    return mask;
+  }
+  // All kept, or none.
+  static __device__ __forceinline__ MaskWords all(bool keep) {
+    MaskWords mask;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) mask.words[w] = keep ? kOnes : 0u;
+    return mask;
+  }
+  // 1 for each byte that is not 0, as any but 0 keeps: the sum carries into the top bit of such a byte.
+  __device__ __forceinline__ MaskWords ones() const {
+    constexpr uint32_t kLow = 0x7fu * kOnes;
+    MaskWords mask;
+#pragma unroll
+    for (int w = 0; w < kWords; ++w) mask.words[w] = (((words[w] & kLow) + kLow) | words[w]) >> 7 & kOnes;
+    return mask;
   }
   // Hides from the compiler what the words are made of, so that it makes them at once, three terms to an
   // operation, and keeps no term for a store of single bytes.
