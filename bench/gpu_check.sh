@@ -137,7 +137,7 @@ profile() {
 }
 
 benchmark() {
-  local budget=$(($(left) - 130))  # for what still runs, what profiles and what reports
+  local budget=$(($(left) - 100))  # for what still runs, what profiles and what reports
   if [ "$budget" -gt 240 ]; then budget=240; fi
   if [ "$budget" -lt 10 ]; then budget=10; fi
   stage bench $((budget + 45)) "$python" -m bench --device "$device" --size "$size" --budget "$budget" \

@@ -106,6 +106,7 @@ def short_table(runs: dict[str, Run]) -> str:
 
 def full_table(run: Run, op: str) -> str:
     lines = []
+    several_commits = len({facts["commit"] for facts in run.machines}) > 1
     for row in run.rows.values():
         if row.op != op:
             continue
@@ -117,6 +118,8 @@ def full_table(run: Run, op: str) -> str:
         ])  # fmt: skip
         if run.device == "cuda":
             lines[-1].append("–" if row.ours.alone is None else milliseconds(row.ours.alone))
+        if several_commits:
+            lines[-1].append(row.commit)
     header = [
         "case",
         "entries",
@@ -130,6 +133,8 @@ def full_table(run: Run, op: str) -> str:
     header.append("time per entry")
     if run.device == "cuda":
         header.append("ms of one call to an idle device")
+    if several_commits:
+        header.append("commit")
     return f"### `{op}`\n\n{table(header, lines)}"
 
 

@@ -48,6 +48,7 @@ class Row:
     floor_bytes: float
     headline: bool
     relative_to: str | None
+    commit: str
     results: dict[str, Result] = field(default_factory=dict)
 
     @property
@@ -104,7 +105,7 @@ def load(paths: list[Path]) -> dict[str, Run]:
         content = json.loads(path.read_text())
         machine = content["machine_info"]
         run = runs.setdefault(machine["device"], Run(machine["device"]))
-        rows = _rows(content["benchmarks"])
+        rows = _rows(content["benchmarks"], machine["commit"])
         if rows:
             run.machines.append(machine)
             run.copies.append([result.copy_bandwidth for row in rows.values() for result in row.results.values()])
@@ -112,14 +113,15 @@ def load(paths: list[Path]) -> dict[str, Run]:
     return runs
 
 
-def _rows(records: list[dict[str, Any]]) -> dict[tuple[str, str], Row]:
+def _rows(records: list[dict[str, Any]], commit: str) -> dict[tuple[str, str], Row]:
     best_copy = max((record["extra_info"]["copy_bandwidth"] for record in records), default=0.0)
     rows: dict[tuple[str, str], Row] = {}
     for record in records:
         facts, stats = record["extra_info"], record["stats"] or {}
         key = (facts["op"], facts["case"])
         if key not in rows:
-            rows[key] = Row(*key, facts["entries"], facts["floor_bytes"], facts["headline"], facts["relative_to"])
+            of_case = (facts[name] for name in ("entries", "floor_bytes", "headline", "relative_to"))
+            rows[key] = Row(*key, *of_case, commit)
         rows[key].results[facts["contender"]] = Result(
             stats.get(STATISTIC[facts["device"]]),
             stats.get("rounds", 0),

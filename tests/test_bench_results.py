@@ -27,10 +27,14 @@ def record(contender, seconds, device="cpu", case="one", entries=100, **facts):
     return {"name": contender, "stats": stats, "extra_info": extra}
 
 
+def written(path, device, commit, *records):
+    path.write_text(json.dumps({"machine_info": {"device": device, "commit": commit}, "benchmarks": records}))
+    return path
+
+
 def run_of(tmp_path, device, *records):
     path = tmp_path / "run.json"
-    path.write_text(json.dumps({"machine_info": {"device": device}, "benchmarks": records}))
-    return load([path])[device]
+    return load([written(path, device, "c0ffee", *records)])[device]
 
 
 def test_on_a_cpu_a_fraction_is_of_the_copy_beside_and_a_ratio_to_ours_beside(tmp_path):
@@ -53,6 +57,18 @@ def test_cases_are_compared_in_copies(tmp_path):
     run = run_of(tmp_path, "cpu", one, many)
     assert run.relative(run.rows["op", "many"]) == pytest.approx((10.0 * 100.0 / 200) / (10.0 * 40.0 / 100))
     assert run.relative(run.rows["op", "one"]) is None
+
+
+def test_a_later_run_replaces_whole_cases_and_each_names_its_commit(tmp_path):
+    old = written(tmp_path / "1.json", "cpu", "aaa", record("pruneops", 10.0), record("peer", 9.0),
+                  record("pruneops", 3.0, case="two"))  # fmt: skip
+    new = written(tmp_path / "2.json", "cpu", "bbb", record("pruneops", 5.0))
+    rows = load([old, new])["cpu"].rows
+    assert {case: (row.commit, row.ours.seconds) for (_, case), row in rows.items()} == {
+        "one": ("bbb", 5.0),
+        "two": ("aaa", 3.0),
+    }
+    assert not rows["op", "one"].peers
 
 
 def test_turns_are_compared_round_by_round(monkeypatch):

@@ -105,15 +105,13 @@ struct StreamedVector {
   }
 };
 
-// Blocks that shall fit a multiprocessor: two inputs take more registers.
-template <int kInputs>
-constexpr int kStreamBlocks = kInputs == 1 ? 3 : 2;
-// Vectors that are under way before the first is added: fewer blocks have more, and vectors of fewer bytes
-// too.
+// Blocks that shall fit a multiprocessor: the two inputs of float32, and a float16's conversion, take
+// registers.
 template <class E, int kInputs>
-constexpr int kStreamVectors = kInputs == 1                                ? 2
-                               : sizeof(typename E::type) == sizeof(float) ? 3
-                                                                           : 4;
+constexpr int kStreamBlocks = kInputs == 1 || std::is_same_v<E, Element<Dtype::bf16>> ? 3 : 2;
+// Vectors that are under way before the first is added: fewer blocks have more.
+template <class E, int kInputs>
+constexpr int kStreamVectors = kStreamBlocks<E, kInputs> == 3 ? 2 : 3;
 
 // Adds `count` vectors to the sums, with done() after each. None is asked for while another is added: the
 // compiler would wait for both.
@@ -142,8 +140,7 @@ struct StreamFinish {
   const UpdateRule& rule;
   float (&sums)[kVector];
   bool writes;    // whether this lane has a score, or the first of several
-  int of_block;   // vectors,
-  int left;       // those of the present block,
+  int left;       // vectors of the present block,
   int rows_left;  // and rows of blocks with it
   int64_t place;  // of the score
   int32_t part;
@@ -170,7 +167,7 @@ struct StreamFinish {
     for (int i = 0; i < kVector; ++i) sums[i] = 0.0f;
     if (--rows_left == 0) return;
     place += task.tensor.grid_cols();
-    left = of_block;
+    left = static_cast<int>(task.tensor.block.n);
     read_old();
   }
 
@@ -267,14 +264,13 @@ __device__ __forceinline__ void update_stream_task(const StreamTask& task, const
   const bool first = t.block.m <= kVector || (task.is_long() ? lane == 0 : col == block_col * t.block.m);
   float sums[kVector] = {};
   const int64_t place = block_row * t.grid_cols() + block_col;
-  StreamFinish finish{task,  rule, sums, inside && first, of_block, of_block, count / of_block,
-                      place, part, {}};
+  StreamFinish finish{task, rule, sums, inside && first, of_block, count / of_block, place, part, {}};
   finish.read_old();
   add_stream(streams, count, rule.metric, sums, finish);
 }
 
 template <class E, int kInputs>
-__global__ void __launch_bounds__(kThreads, kStreamBlocks<kInputs>)
+__global__ void __launch_bounds__(kThreads, kStreamBlocks<E, kInputs>)
     stream_block_scores_kernel(const __grid_constant__ Table<StreamTask> table, const UpdateRule rule) {
   if (overflowed(rule)) return;
   for_each_tile(table, [&](const StreamTask& task, int64_t tile, int64_t) {
