@@ -43,10 +43,6 @@ inline int64_t stream_tiles(const StreamTask& task) {
   return ceil_div(task.down() * task.spans, kWarps);
 }
 
-inline bool is_power_of_two(int64_t x) {
-  return (x & (x - 1)) == 0;
-}
-
 inline bool lies_in_vectors(const void* data, const Strides& strides, int64_t size) {
   return data == nullptr ||
          (reinterpret_cast<uintptr_t>(data) % 16 == 0 && strides.inner == 1 && strides.row * size % 16 == 0);

@@ -29,6 +29,9 @@ PRUNEOPS_HD int64_t divide(int64_t a, int64_t b) {
   if (static_cast<uint64_t>(a | b) >> 32 == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;
 }
+PRUNEOPS_HD bool is_power_of_two(int64_t x) {
+  return (x & (x - 1)) == 0;
+}
 PRUNEOPS_HD int64_t min64(int64_t a, int64_t b) {
   return a < b ? a : b;
 }

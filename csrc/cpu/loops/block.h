@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t kSpan = 8 * kChunk;
 
 // Within it, so many rows are read side by side, kChunk of their columns at a time: a total is loaded and
-// stored once for all these rows.
+// stored once for all these rows. Shorter rows are read one after the other, as they lie: side by side they
+// would be several runs in one page of memory, of which the processor sees none coming.
 constexpr int64_t kRows = 4;
 
 int64_t stripe_blocks(const Block& block) {
@@ -170,7 +171,7 @@ template <bool kFold, class T>
 void column_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t rows, int64_t col,
                    int64_t n, T* totals) {
   for (int64_t r = 0; r < rows;) {
-    const bool together = rows - r >= kRows;
+    const bool together = rows - r >= kRows && t.matrix.cols >= kChunk;
     for (int64_t done = 0; done < n; done += kChunk) {
       const int64_t run = min64(kChunk, n - done);
       const bool first = r == 0 && !(kFold && done > 0);
@@ -195,16 +196,28 @@ T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
   return combine_columns(rule.reduce, one, blocks, t.block.m, other);
 }
 
+// The values of blocks of so many entries from their totals. The inverse of a power of two is exact, so that
+// a product rounds as a division does, which takes several times as long.
+template <class T>
+void finish_totals(Reduce reduce, int64_t entries, int64_t blocks, T* totals) {
+  if (reduce == Reduce::mean && is_power_of_two(entries)) {
+    const T inverse = T(1) / static_cast<T>(entries);
+    for (int64_t i = 0; i < blocks; ++i) totals[i] *= inverse;
+    return;
+  }
+  visit_reduce(reduce, [&](auto constant) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      totals[i] = finish_block(decltype(constant)::value, totals[i], entries);
+    }
+  });
+}
+
 // Finishes the totals of neighbouring blocks and blends them into their scores from `place` on, past the
 // caches or not.
 template <class T>
 void finish_scores(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t place, int64_t blocks,
                    T* totals) {
-  visit_reduce(rule.reduce, [&](auto constant) {
-    for (int64_t i = 0; i < blocks; ++i) {
-      totals[i] = finish_block(decltype(constant)::value, totals[i], t.block.entries());
-    }
-  });
+  finish_totals(rule.reduce, t.block.entries(), blocks, totals);
   if (rule.skip_nonfinite && rule.metric == Metric::product) drop_nonfinite(totals, blocks);
   void* scores = advance(t.score, t.score_dtype, place);
   if (past) return blend_past(t.score_dtype, blocks, rule, totals, scores);
