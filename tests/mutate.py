@@ -126,14 +126,30 @@ FAULTS = [
         "static_cast<unsigned>(n) - kGroup + 1)",
     ),
     Fault(
-        "N:M: last vector of a thread past the end", "cuda/nm.cuh", "* kStep + kVector <= t.numel", "* kStep <= t.numel"
+        "N:M: last vector of a thread past the end",
+        "cuda/nm.cuh",
+        "* kStep + kWarp * kVector <= t.numel",
+        "* kStep <= t.numel",
+    ),
+    Fault(
+        "N:M: lower lane keeps the lower keys", "cuda/nm.cuh", "(lane & lanes / 2) == 0);", "(lane & lanes / 2) != 0);"
+    ),
+    Fault("N:M: keys of another lane as they are", "cuda/nm.cuh", "kReverse ? kVector - 1 - i : i", "i"),
+    Fault(
+        "N:M: ties of the lanes before forgotten", "cuda/nm.cuh", " - static_cast<int>((up_to - own) >> kShift);", ";"
+    ),
+    Fault(
+        "N:M: threshold of the first lane",
+        "cuda/nm.cuh",
+        "lane - lane_of_group + last / kVector)",
+        "lane - lane_of_group)",
     ),
     Fault("radix: prefix of another round", "math/radix.h", "(key >> shift(round - 1)) ==", "(key >> shift(round)) =="),
     Fault("selection: one tie too many", "math/radix.h", "return less + equal - k;", "return less + equal - k + 1;"),
     Fault(
         "decision: k-th key of the next digit", "cuda/digits.cuh", "wanted <= below + own[b]", "wanted < below + own[b]"
     ),
-    Fault("cut: last tie of a part", "cuda/select.cuh", "kept <= before + own", "kept < before + own"),
+    Fault("cut: last tie of a part", "cuda/select.cuh", "wanted <= before + own", "wanted < before + own"),
     Fault("cut: one tie too many", "cuda/tile.cuh", "left-- > 0", "left-- >= 0"),
     Fault("mask: ties never kept", "cuda/select.cuh", "least(keep_ties ? threshold", "least(false ? threshold"),
     Fault("patch: ties never kept", "cuda/select.cuh", "finish.keeps_ties(number) ? 0 : 1)", "1)"),
@@ -154,7 +170,10 @@ FAULTS = [
     Fault("sieve: low end taken for one inside", "cuda/pass.cuh", "if (key == bracket.low) return", "if (0) return"),
     Fault("sieve: padding counted", "cuda/pass.cuh", "if (!batch.kAreWhole && begin + place >= end) return;", ""),
     Fault(
-        "sieve: ties of padding counted", "cuda/pass.cuh", "sieve.ties(scores).count(n)", "sieve.ties(scores).count()"
+        "sieve: ties of padding counted",
+        "cuda/pass.cuh",
+        "sieve.ties(scores).count(batch.size(v))",
+        "sieve.ties(scores).count()",
     ),
     Fault("near: place of the lane before", "cuda/pass.cuh", "% kWarp)) - 1));", "% kWarp)) / 2));"),
     Fault("near: full queue not emptied", "cuda/pass.cuh", "&& !queue.is_full()) continue;", ") continue;"),
@@ -290,13 +309,13 @@ FAULTS = [
         "mask.byte((4 * w + b) / kBytes) != 0",
         "mask.byte((4 * w + b) / kBytes) == 1",
     ),
-    Fault("apply: whole tile of a misaligned mask", "cuda/masks.cuh", "!is_aligned(t.mask, kVector) ||", ""),
-    Fault("streams: another way read", "cuda/stream.cuh", "if (left > 1) one.load", "if (left > 2) one.load"),
+    Fault("apply: whole tile of a misaligned mask", "cuda/masks.cuh", "is_aligned(t.mask, kVector) && ", ""),
+    Fault("streams: a row too many read", "cuda/stream.cuh", "if (h < left) held[h].load", "held[h].load"),
     Fault(
         "streams: old scores of the first row for all",
         "cuda/stream.cuh",
-        "left = of_block;\n    read_old();",
-        "left = of_block;",
+        "task.tensor.block.n);\n    read_old();",
+        "task.tensor.block.n);",
     ),
     Fault("streams: sums not cleared", "cuda/stream.cuh", "sums[i] = 0.0f;", "sums[i] += 0.0f;"),
     Fault("streams: lanes of a block left out", "cuda/stream.cuh", "lanes * kVector < m;", "2 * lanes * kVector < m;"),
@@ -311,8 +330,15 @@ FAULTS = [
     Fault(
         "parts: one for all of a row", "cuda/block.cuh", "* cut.parts_across + tile.part_across", "* cut.parts_across"
     ),
-    Fault("parts: 32 of 64 skipped", "cuda/block.cuh", "p < parts; p += kWarp", "p < parts; p += 2 * kWarp"),
-    Fault("packing: big bit order", "cuda/vector.cuh", "keep.words[i]) << i", "keep.words[i]) << (7 - i)"),
+    Fault("parts: 32 of 64 skipped", "cuda/block.cuh", "part += rows)", "part += 2 * rows)"),
+    Fault(
+        "parts: barrier lost after the last block",
+        "cuda/block.cuh",
+        "shared[threadIdx.x]);\n      __syncthreads();",
+        "shared[threadIdx.x]);",
+    ),
+    Fault("packing: bytes but 0 and 1", "cuda/masks.cuh", "keep.ones().bits(n)", "keep.bits(n)"),
+    Fault("unpacking: the same four bits twice", "cuda/words.cuh", "bits >> (kBytes * w) & 0xfu", "bits & 0xfu"),
     Fault("words: bits of a mask in another order", "cuda/words.cuh", "0x10204080u", "0x80402010u"),
     Fault(
         "words: unchecked alignment",
