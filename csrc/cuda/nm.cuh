@@ -50,15 +50,30 @@ __device__ __forceinline__ void put_in_order(K& first, K& second) {
   second = lower;
 }
 
-// Puts keys in order that rise and then fall, or are a rotation of such keys: those of a lane, highest first.
-template <class K>
+// Sorts each 2 * kApart of a lane's keys, highest first, where these rise and then fall or are a rotation of
+// such keys, as halves are of which one has been kept of two sorted runs.
+template <int kApart, class K>
 __device__ __forceinline__ void merge_own(K (&keys)[kVector]) {
-#pragma unroll
-  for (int apart = kVector / 2; apart > 0; apart /= 2) {
+  if constexpr (kApart > 0) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      if ((i & apart) == 0) put_in_order(keys[i], keys[i + apart]);
+      if ((i & kApart) == 0) put_in_order(keys[i], keys[i + kApart]);
     }
+    merge_own<kApart / 2>(keys);
+  }
+}
+
+// Sorts each kSize of a lane's keys, highest first (bitonic, Batcher 1968).
+template <int kSize, class K>
+__device__ __forceinline__ void sort_own(K (&keys)[kVector]) {
+  if constexpr (kSize > 1) {
+    sort_own<kSize / 2>(keys);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      const int mirrored = i ^ (kSize - 1);
+      if (i < mirrored) put_in_order(keys[i], keys[mirrored]);
+    }
+    merge_own<kSize / 4>(keys);
   }
 }
 
@@ -75,31 +90,17 @@ __device__ __forceinline__ void meet(K (&keys)[kVector], int lanes_apart, bool k
   for (int i = 0; i < kVector; ++i) keys[i] = (keys[i] > others[i]) == keeps_higher ? keys[i] : others[i];
 }
 
-// Sorts the keys of kLanes neighbouring lanes, highest first (bitonic, Batcher 1968).
+// The same with the keys of kLanes neighbouring lanes.
 template <int kLanes, class K>
 __device__ __forceinline__ void sort_lanes(K (&keys)[kVector]) {
   const int lane = threadIdx.x % kWarp;
-#pragma unroll
-  for (int size = 2; size <= kVector; size *= 2) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      const int mirrored = i ^ (size - 1);
-      if (i < mirrored) put_in_order(keys[i], keys[mirrored]);
-    }
-#pragma unroll
-    for (int apart = size / 4; apart > 0; apart /= 2) {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        if ((i & apart) == 0) put_in_order(keys[i], keys[i + apart]);
-      }
-    }
-  }
+  sort_own<kVector>(keys);
 #pragma unroll
   for (int lanes = 2; lanes <= kLanes; lanes *= 2) {
     meet<true>(keys, lanes - 1, (lane & lanes / 2) == 0);
 #pragma unroll
     for (int apart = lanes / 4; apart > 0; apart /= 2) meet<false>(keys, apart, (lane & apart) == 0);
-    merge_own(keys);
+    merge_own<kVector / 2>(keys);
   }
 }
 
