@@ -331,12 +331,6 @@ FAULTS = [
         "parts: one for all of a row", "cuda/block.cuh", "* cut.parts_across + tile.part_across", "* cut.parts_across"
     ),
     Fault("parts: 32 of 64 skipped", "cuda/block.cuh", "part += rows)", "part += 2 * rows)"),
-    Fault(
-        "parts: barrier lost after the last block",
-        "cuda/block.cuh",
-        "shared[threadIdx.x]);\n      __syncthreads();",
-        "shared[threadIdx.x]);",
-    ),
     Fault("packing: bytes but 0 and 1", "cuda/masks.cuh", "keep.ones().bits(n)", "keep.bits(n)"),
     Fault("unpacking: the same four bits twice", "cuda/words.cuh", "bits >> (kBytes * w) & 0xfu", "bits & 0xfu"),
     Fault("words: bits of a mask in another order", "cuda/words.cuh", "0x10204080u", "0x80402010u"),

@@ -303,7 +303,6 @@ __global__ void __launch_bounds__(kThreads)
         __syncthreads();
       }
       if (down == 0 && place < blocks) finish_score(t, rule, place, shared[threadIdx.x]);
-      __syncthreads();
     }
   }
 }
