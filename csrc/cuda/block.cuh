@@ -71,12 +71,12 @@ inline int64_t block_tiles(const BlockTask& task) {
 inline int64_t total_bytes(const BlockTensor& t) {
   const int64_t parts = BlockCut(t).parts();
   const int64_t bytes = t.wide() ? sizeof(double) : sizeof(float);
-  return parts == 1 ? 0 : ceil_div(t.grid_rows() * t.grid_cols() * parts * bytes, 16) * 16;
+  return parts == 1 ? 0 : ceil_div(t.blocks() * parts * bytes, 16) * 16;
 }
 
 // Where the total of a part stands: beside those of the neighbouring blocks, which are written together.
-PRUNEOPS_HD int64_t total_place(const BlockTensor& t, int64_t place, int64_t part) {
-  return part * t.grid_rows() * t.grid_cols() + place;
+PRUNEOPS_HD int64_t total_place(int64_t blocks, int64_t place, int64_t part) {
+  return part * blocks + place;
 }
 
 // Entries [col, col + n) of a row as T.
@@ -252,7 +252,7 @@ __device__ __forceinline__ void update_block_tile(const BlockTask& task, const U
     const int64_t place = at.block_row * t.grid_cols() + tile.first_block + block;
     if (task.totals == nullptr) return finish_score(t, rule, place, total);
     const int64_t part = static_cast<int64_t>(at.part) * cut.parts_across + tile.part_across;
-    static_cast<T*>(task.totals)[total_place(t, place, part)] = total;
+    static_cast<T*>(task.totals)[total_place(t.blocks(), place, part)] = total;
   });
   __syncthreads();
 }
@@ -261,7 +261,7 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
     update_block_scores_kernel(const __grid_constant__ Table<BlockTask> table, const UpdateRule rule) {
   __shared__ T shared[kWarps][kSpan];
-  if (overflowed(rule)) return;
+  if (rule.overflowed()) return;
   const T scale = grad_scale_of<T>(rule);
   for_each_tile(table, [&](const BlockTask& task, int64_t tile, int64_t) {
     update_block_tile(task, rule, scale, tile, shared);
@@ -274,12 +274,12 @@ template <class T, class Task>
 __global__ void __launch_bounds__(kThreads)
     combine_parts_kernel(const __grid_constant__ Table<Task> table, const UpdateRule rule) {
   __shared__ T shared[kThreads];
-  if (overflowed(rule)) return;
+  if (rule.overflowed()) return;
   for (int64_t i = 0; i < table.count; ++i) {
     const Task& task = table.tensors[i];
     if (task.totals == nullptr) continue;
     const BlockTensor& t = task.tensor;
-    const int64_t blocks = t.grid_rows() * t.grid_cols();
+    const int64_t blocks = t.blocks();
     int width = kWarp;
     while (width / 2 >= blocks) width /= 2;
     const int across = threadIdx.x % width, down = threadIdx.x / width, rows = kThreads / width;
@@ -290,8 +290,8 @@ __global__ void __launch_bounds__(kThreads)
       if (place < blocks) {
 #pragma unroll 4
         for (int64_t part = down; part < task.part_count(); part += rows) {
-          total =
-              combine(rule.reduce, total, static_cast<const T*>(task.totals)[total_place(t, place, part)]);
+          total = combine(rule.reduce, total,
+                          static_cast<const T*>(task.totals)[total_place(blocks, place, part)]);
         }
       }
       shared[threadIdx.x] = total;

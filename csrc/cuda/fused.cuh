@@ -19,7 +19,7 @@ template <class T, class Own>
 __device__ __forceinline__ void updated_own_scores(const UpdateTensor& t, const UpdateRule& rule, int64_t at,
                                                    int n, bool writes, T (&out)[kVector]) {
   Own scores[kVector];
-  if (overflowed(rule)) {
+  if (rule.overflowed()) {
     load_entries(t.score, t.score_dtype, at, n, scores);
   } else {
     updated_scores(t, rule, grad_scale_of<Own>(rule), at, n, scores);

@@ -53,7 +53,7 @@ __device__ __forceinline__ void update_line(const BlockTensor& t, const UpdateRu
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     update_line_scores_kernel(const __grid_constant__ Table<LineTask> table, const UpdateRule rule) {
-  if (overflowed(rule)) return;
+  if (rule.overflowed()) return;
   const T scale = grad_scale_of<T>(rule);
   for_each_flat_tile(table, [&](const LineTask& task, int64_t begin, int64_t end, int64_t) {
     const BlockTensor& t = task.tensor;

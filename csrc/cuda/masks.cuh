@@ -39,6 +39,16 @@ __device__ __forceinline__ void zero_pruned(void* data, int32_t element_size, in
   }
 }
 
+// The bytes [0, n) of a mask: any but 0 keeps. They are not read as bool, whose other values are undefined.
+__device__ __forceinline__ Vector<bool> load_mask(const uint8_t* mask, int n) {
+  const auto bytes = load_words(mask, n);
+  Vector<bool> keep;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) keep.words[i] = bytes.words[i] != 0;
+  return keep;
+}
+
+// The same of the bits of a packed mask.
 __device__ __forceinline__ Vector<bool> unpack_byte(uint8_t byte) {
   Vector<bool> keep;
 #pragma unroll

@@ -208,7 +208,8 @@ struct StreamFinish {
       Vector<float, kCount> totals;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) totals.words[i] = sums[i];
-      return store_words(static_cast<float*>(task.totals) + total_place(t, place, part), kCount, totals);
+      return store_words(static_cast<float*>(task.totals) + total_place(t.blocks(), place, part), kCount,
+                         totals);
     }
     float scores[kCount];
 #pragma unroll
@@ -268,7 +269,7 @@ __device__ __forceinline__ void update_stream_task(const StreamTask& task, const
 template <class E, int kInputs>
 __global__ void __launch_bounds__(kThreads, kStreamBlocks<E, kInputs>)
     stream_block_scores_kernel(const __grid_constant__ Table<StreamTask> table, const UpdateRule rule) {
-  if (overflowed(rule)) return;
+  if (rule.overflowed()) return;
   for_each_tile(table, [&](const StreamTask& task, int64_t tile, int64_t) {
     const int64_t number = tile * kWarps + threadIdx.x / kWarp, down = divide(number, task.spans);
     if (down < task.down()) update_stream_task<E, kInputs>(task, rule, down, number - down * task.spans);

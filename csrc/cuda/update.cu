@@ -43,7 +43,7 @@ int64_t give_totals(Table<Task>& table, char*& next) {
     if (bytes == 0) continue;
     table.tensors[i].totals = next;
     next += bytes;
-    blocks += t.grid_rows() * t.grid_cols();
+    blocks += t.blocks();
   }
   return blocks;
 }

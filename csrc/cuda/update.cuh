@@ -6,10 +6,6 @@
 
 namespace pruneops::cuda {
 
-__device__ __forceinline__ bool overflowed(const UpdateRule& rule) {
-  return rule.found_inf != nullptr && *rule.found_inf != 0.0f;
-}
-
 template <class T>
 __device__ __forceinline__ T grad_scale_of(const UpdateRule& rule) {
   return rule.grad_scale != nullptr ? static_cast<T>(*rule.grad_scale) : T(1);
@@ -64,7 +60,7 @@ __device__ __forceinline__ void updated_scores(const UpdateTensor& t, const Upda
 template <class T, int64_t kMost>
 __global__ void __launch_bounds__(kThreads)
     update_scores_kernel(const __grid_constant__ Table<UpdateTensor, kMost> table, const UpdateRule rule) {
-  if (overflowed(rule)) return;
+  if (rule.overflowed()) return;
   const T scale = grad_scale_of<T>(rule);
   for_each_flat_tile(table, [&](const UpdateTensor& t, int64_t begin, int64_t end, int64_t) {
     for_each_vector(begin, end, [&](int64_t at, int n) {

@@ -75,15 +75,6 @@ __device__ __forceinline__ void store_words(Word* target, int n, const Vector<Wo
   }
 }
 
-// The bytes [0, n) of a mask: any but 0 keeps. They are not read as bool, whose other values are undefined.
-__device__ __forceinline__ Vector<bool> load_mask(const uint8_t* mask, int n) {
-  const auto bytes = load_words(mask, n);
-  Vector<bool> keep;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) keep.words[i] = bytes.words[i] != 0;
-  return keep;
-}
-
 // Entries [at, at + n) of `data` as T,
 template <class T, int kCount>
 __device__ __forceinline__ void load_few(const void* data, Dtype dtype, int64_t at, int n,

@@ -150,6 +150,8 @@ struct UpdateRule {
   bool skip_nonfinite;
 
   PRUNEOPS_HD bool reads_score() const { return alpha != 0.0; }
+  // Whether gradients overflowed, so that nothing is to be updated.
+  PRUNEOPS_HD bool overflowed() const { return found_inf != nullptr && *found_inf != 0.0f; }
 };
 
 // score = alpha * score + beta * v, or beta * v alone where the old score is not read.

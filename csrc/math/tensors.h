@@ -38,6 +38,7 @@ struct BlockTensor {
 
   PRUNEOPS_HD int64_t grid_rows() const { return divide(matrix.rows, block.n); }
   PRUNEOPS_HD int64_t grid_cols() const { return divide(matrix.cols, block.m); }
+  PRUNEOPS_HD int64_t blocks() const { return grid_rows() * grid_cols(); }
   PRUNEOPS_HD bool wide() const {
     return score_dtype == Dtype::f64 || weight_dtype == Dtype::f64 || grad_dtype == Dtype::f64;
   }

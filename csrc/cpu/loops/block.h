@@ -169,11 +169,12 @@ T* combine_columns(Reduce reduce, T* totals, int64_t blocks, int64_t width, T* s
 // have enough under way.
 [[gnu::always_inline]] inline void ask_for_next(const BlockTensor& t, const UpdateRule& rule, int64_t row,
                                                 int64_t col, int64_t n) {
-  if (!reads_grad(rule.metric)) {
-    Ahead(t.weight, t.weight_dtype, t.matrix.offset(t.weight_strides, row, col)).ask_for(n);
-  } else if (!reads_weight(rule.metric)) {
-    Ahead(t.grad, t.grad_dtype, t.matrix.offset(t.grad_strides, row, col)).ask_for(n);
-  }
+  const bool reads_w = reads_weight(rule.metric);
+  const Strides& strides = reads_w ? t.weight_strides : t.grad_strides;
+  if ((reads_w && reads_grad(rule.metric)) || strides.inner != 1) return;
+  Ahead(reads_w ? t.weight : t.grad, reads_w ? t.weight_dtype : t.grad_dtype,
+        t.matrix.offset(strides, row, col))
+      .ask_for(n);
 }
 
 // The totals of the columns [col, col + n) over `rows` rows: one for each of at most kSpan columns, or folded
@@ -246,9 +247,6 @@ int64_t parts_of(const BlockTensor& t) {
 int64_t stripes_in_row(const BlockTensor& t) {
   return ceil_div(t.grid_cols(), stripe_blocks(t.block));
 }
-int64_t grid_size(const BlockTensor& t) {
-  return t.grid_rows() * t.grid_cols();
-}
 
 template <class T>
 void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t stripe,
@@ -270,7 +268,7 @@ void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int6
     if (parts == 1) {
       finish_scores(t, rule, past, place, few, totals);
     } else {
-      memcpy(static_cast<T*>(part_totals) + part * grid_size(t) + place, totals,
+      memcpy(static_cast<T*>(part_totals) + part * t.blocks() + place, totals,
              static_cast<size_t>(few) * sizeof(T));
     }
   }
@@ -283,7 +281,7 @@ void combine_parts(const BlockTensor& t, const UpdateRule& rule, bool past, cons
   T totals[kChunk];
   for (int64_t i = 0; i < blocks; ++i) totals[i] = parts[i];
   for (int64_t part = 1; part < parts_of(t); ++part) {
-    parts += grid_size(t);
+    parts += t.blocks();
     for (int64_t i = 0; i < blocks; ++i) totals[i] = combine(rule.reduce, totals[i], parts[i]);
   }
   finish_scores(t, rule, past, place, blocks, totals);
@@ -291,13 +289,13 @@ void combine_parts(const BlockTensor& t, const UpdateRule& rule, bool past, cons
 
 void update_block_scores(const BlockTensor* tensors, int64_t count, const UpdateRule& rule,
                          const Pool& pool) {
-  if (rule.found_inf != nullptr && *rule.found_inf != 0.0f) return;
-  const bool past = writes_past(tensors, count, rule, grid_size);
+  if (rule.overflowed()) return;
+  const bool past = writes_past(tensors, count, rule, [](const BlockTensor& t) { return t.blocks(); });
   Buffer<int64_t> offsets(count + 1);  // of a tensor's part totals
   offsets[0] = 0;
   for (int64_t i = 0; i < count; ++i) {
     const bool tall = parts_of(tensors[i]) > 1;
-    offsets[i + 1] = offsets[i] + (tall ? parts_of(tensors[i]) * grid_size(tensors[i]) : 0);
+    offsets[i + 1] = offsets[i] + (tall ? parts_of(tensors[i]) * tensors[i].blocks() : 0);
   }
   Buffer<double> part_totals(offsets[count]);
   TileTable stripes(tensors, count,
@@ -310,11 +308,11 @@ void update_block_scores(const BlockTensor* tensors, int64_t count, const Update
     });
   });
   TileTable chunks(tensors, count,
-                   [](const BlockTensor& t) { return parts_of(t) > 1 ? ceil_div(grid_size(t), kChunk) : 0; });
+                   [](const BlockTensor& t) { return parts_of(t) > 1 ? ceil_div(t.blocks(), kChunk) : 0; });
   parallel(pool, chunks.tiles(), [&](int64_t begin, int64_t end) {
     chunks.for_range(begin, end, [&](int64_t i, int64_t chunk, int64_t) {
       const double* part = part_totals.data() + offsets[i];
-      const int64_t place = chunk * kChunk, blocks = min64(kChunk, grid_size(tensors[i]) - place);
+      const int64_t place = chunk * kChunk, blocks = min64(kChunk, tensors[i].blocks() - place);
       tensors[i].wide() ? combine_parts<double>(tensors[i], rule, past, part, place, blocks)
                         : combine_parts<float>(tensors[i], rule, past, part, place, blocks);
     });

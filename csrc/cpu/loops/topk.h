@@ -161,7 +161,7 @@ void update_topk_mask(const UpdateTensor* updates, const SelectTensor* tensors, 
                       const UpdateRule& update, const SelectRule& select, const Pool& pool) {
   const Totals totals(tensors, count);
   const bool fused =
-      select.k > 0 && select.k < totals.entries && totals.entries >= kBracketFrom && !overflowed(update);
+      select.k > 0 && select.k < totals.entries && totals.entries >= kBracketFrom && !update.overflowed();
   if (!fused) update_scores(updates, count, update, pool);
   const bool done =
       fused &&

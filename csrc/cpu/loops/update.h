@@ -78,12 +78,8 @@ void update_chunk(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int
            : update_chunk_as<float>(t, rule, at, n, target, past);
 }
 
-bool overflowed(const UpdateRule& rule) {
-  return rule.found_inf != nullptr && *rule.found_inf != 0.0f;
-}
-
 void update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule& rule, const Pool& pool) {
-  if (overflowed(rule)) return;
+  if (rule.overflowed()) return;
   const bool past = writes_past(tensors, count, rule, [](const UpdateTensor& t) { return t.numel; });
   FlatTiles<UpdateTensor>(tensors, count)
       .for_all(pool, [&](const UpdateTensor& t, int64_t begin, int64_t length, int64_t) {
