@@ -41,6 +41,14 @@ PRUNEOPS_HD T key_to_score(Key<T> key) {
   return bit_cast<T>(static_cast<K>((key & top) ? (key ^ top) : ~key));
 }
 
+// The same of the bits of a bfloat16, as 16 bits.
+PRUNEOPS_HD uint16_t bf16_sort_key(uint16_t bits) {
+  constexpr uint16_t top = 0x8000, infinity = 0x7f80;
+  const uint16_t magnitude = bits & 0x7fff;
+  const uint16_t key = (bits & top) && magnitude != 0 ? ~bits : bits | top;
+  return magnitude > infinity ? uint16_t(0) : key;
+}
+
 // A key as what scores are compared with, for loops that would only make keys to compare them with one: a
 // score is lower than the key where not `score >= from`, and has it where `score == at`. Not every key is one
 // of a score; the key of NaN stands apart, since no comparison finds it.

@@ -3,6 +3,7 @@
 
 #include "../../math/group.h"
 #include "select.h"
+#include "source.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
@@ -29,7 +30,7 @@ template <int kM, class K>
 void keep_best_of(const K* keys, int64_t groups, int64_t n, uint8_t* mask) {
   using Word = typename GroupWord<kM>::type;
   for (int64_t g = 0; g < groups; ++g) {
-    int32_t rank[kM] = {};
+    K rank[kM] = {};  // as wide as what is compared, or the loop converts more than it counts
 #pragma GCC unroll 8
     for (int i = 0; i < kM; ++i) {
 #pragma GCC unroll 8
@@ -41,7 +42,8 @@ void keep_best_of(const K* keys, int64_t groups, int64_t n, uint8_t* mask) {
     }
     Word word = 0;
 #pragma GCC unroll 8
-    for (int i = 0; i < kM; ++i) word |= static_cast<Word>(static_cast<Word>(rank[i] < n) << (8 * i));
+    for (int i = 0; i < kM; ++i)
+      word |= static_cast<Word>(static_cast<Word>(rank[i] < static_cast<K>(n)) << (8 * i));
     memcpy(mask + g * kM, &word, sizeof(word));
   }
 }
@@ -76,23 +78,36 @@ void keep_best(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mas
   keep_best_up_to<32>(keys, groups, n, m, mask);
 }
 
-template <class T>
-void nm_groups(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, const Pool& pool) {
+// find_keys(first entry, entries, keys) makes the keys of a chunk.
+template <class K, class F>
+void nm_groups(const SelectTensor& tensor, int64_t n, int64_t m, const Pool& pool, const F& find_keys) {
   // A multiple of 8, so that every chunk of a packed mask begins with a byte.
   const int64_t groups = tensor.numel / m, per_chunk = kChunk / m / 8 * 8;
   parallel(pool, ceil_div(groups, per_chunk), [&](int64_t first, int64_t last) {
-    Key<T> keys[kChunk + kMaxGroup] = {};
+    K keys[kChunk + kMaxGroup] = {};
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t begin = chunk * per_chunk, some = min64(per_chunk, groups - begin);
-      key_chunk<T>(tensor, metric, begin * m, some * m, keys);
+      find_keys(begin * m, some * m, keys);
       put_mask(tensor, begin * m, some * m, [&](uint8_t* mask) { keep_best(keys, some, n, m, mask); });
     }
   });
 }
 
+template <class T>
+void nm_mask_as(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, const Pool& pool) {
+  nm_groups<Key<T>>(tensor, n, m, pool, [&](int64_t begin, int64_t entries, Key<T>* keys) {
+    key_chunk<T>(tensor, metric, begin, entries, keys);
+  });
+}
+
 void nm_mask(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, const Pool& pool) {
-  tensor.wide() ? nm_groups<double>(tensor, metric, n, m, pool)
-                : nm_groups<float>(tensor, metric, n, m, pool);
+  if (tensor.wide()) return nm_mask_as<double>(tensor, metric, n, m, pool);
+  if (!Bfloat16Keys::serve(&tensor, 1, metric)) return nm_mask_as<float>(tensor, metric, n, m, pool);
+  const auto* scores = static_cast<const uint16_t*>(tensor.weight);
+  const uint16_t read = metric == Metric::magnitude ? 0x7fff : 0xffff;
+  nm_groups<uint16_t>(tensor, n, m, pool, [&](int64_t begin, int64_t entries, uint16_t* keys) {
+    for (int64_t i = 0; i < entries; ++i) keys[i] = bf16_sort_key(scores[begin + i] & read);
+  });
 }
 
 }  // namespace
