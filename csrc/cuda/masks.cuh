@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Neighbouring rows that a thread has of its columns, where it applies a mask and where it expands one: rows
 // of one block share the mask, and all of them what is found out about the place.
-constexpr int kMaskRows = 4, kExpandRows = 8;
+constexpr int kMaskRows = 4, kExpandRows = 16;
 
 // Vectors of columns in a row of a block-masked matrix, and the tiles of all that threads have.
 PRUNEOPS_HD int64_t row_vectors(const BlockMaskTensor& t) {
@@ -260,11 +260,9 @@ __global__ void __launch_bounds__(kThreads)
   });
 }
 
-// The mask of n columns of a row into memory.
-__device__ __forceinline__ void store_row(const BlockMaskTensor& t, int64_t row, int64_t col, int n,
-                                          const MaskWords& mask) {
+__device__ __forceinline__ void store_scattered_row(const BlockMaskTensor& t, int64_t row, int64_t col, int n,
+                                                    const MaskWords& mask) {
   auto* target = static_cast<uint8_t*>(t.data);
-  if (has_flat_rows(t)) return mask.store(target + row * t.strides.row + col, n);
   ColumnWalk walk(t.matrix, t.strides, row, col);
 #pragma unroll
   for (int i = 0; i < kVector; ++i, walk.next()) {
@@ -273,12 +271,19 @@ __device__ __forceinline__ void store_row(const BlockMaskTensor& t, int64_t row,
 }
 
 __global__ void __launch_bounds__(kThreads) expand_block_mask_kernel(const BlockMaskTensor t) {
+  const bool flat = has_flat_rows(t);
   for (int64_t tile = blockIdx.x; tile < block_mask_tiles<kExpandRows>(t); tile += gridDim.x) {
     for_mask_rows<kExpandRows>(t, tile, [&](int64_t row, int rows, int64_t col, int n) {
       BlockMaskRows block_rows(t, row, col, n);
-      for (int u = 0; u < rows; ++u) {
+      auto* target = static_cast<uint8_t*>(t.data) + row * t.strides.row + col;
+#pragma unroll 1
+      for (int u = 0; u < rows; ++u, target += t.strides.row) {
         if (u > 0) block_rows.next();
-        store_row(t, row + u, col, n, block_rows.mask());
+        if (flat) {
+          block_rows.mask().store(target, n);
+        } else {
+          store_scattered_row(t, row + u, col, n, block_rows.mask());
+        }
       }
     });
   }
