@@ -24,15 +24,17 @@ inline bool is_line(const BlockTensor& t) {
          lies_flat(t.grad, t.grad_strides, t.matrix);
 }
 
-// Updates the scores of the blocks of kBlock entries that lie in a vector of values.
+// Updates the scores of the blocks of kBlock entries that lie in a vector.
 template <int kBlock, class T>
-__device__ __forceinline__ void update_line(const BlockTensor& t, const UpdateRule& rule, int64_t at, int n,
-                                            const T (&v)[kVector]) {
+__device__ __forceinline__ void update_line(const BlockTensor& t, const UpdateRule& rule, T scale, int64_t at,
+                                            int n, const UpdateInputs<T, BlockTensor>& inputs) {
   constexpr int kScores = kVector / kBlock;
   const int64_t place = at / kBlock;
   const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
   T scores[kScores] = {};
   if (rule.reads_score()) load_few(t.score, t.score_dtype, place, n / kBlock, scores);
+  T v[kVector];
+  inputs.values(rule, scale, v);
 #pragma unroll
   for (int s = 0; s < kScores; ++s) {
     T sums[kBlock];
@@ -58,15 +60,14 @@ __global__ void __launch_bounds__(kThreads)
   for_each_flat_tile(table, [&](const LineTask& task, int64_t begin, int64_t end, int64_t) {
     const BlockTensor& t = task.tensor;
     for_each_vector(begin, end, [&](int64_t at, int n) {
-      T v[kVector];
-      values_at(t, rule, scale, at, n, v);
+      const UpdateInputs<T, BlockTensor> inputs(t, rule.metric, at, n);
       switch (t.block.m) {
         case 2:
-          return update_line<2>(t, rule, at, n, v);
+          return update_line<2>(t, rule, scale, at, n, inputs);
         case 4:
-          return update_line<4>(t, rule, at, n, v);
+          return update_line<4>(t, rule, scale, at, n, inputs);
         default:
-          return update_line<8>(t, rule, at, n, v);
+          return update_line<8>(t, rule, scale, at, n, inputs);
       }
     });
   });

@@ -290,8 +290,7 @@ class InsideCounts {
 
 // Blocks of the pass that shall fit a multiprocessor.
 template <class T, class Source, bool kCollect>
-constexpr int kPassBlocks =
-    sizeof(T) == sizeof(double) ? 1 : 2 + kCollect + (std::is_same_v<Source, StoredScores> ? 1 : 0);
+constexpr int kPassBlocks = sizeof(T) == sizeof(double) ? 1 : 2 + kCollect + kIsStored<Source>;
 
 // Ties of a warp with the ends: of the part that its tile lies in, and of its block.
 template <class K>

@@ -58,13 +58,18 @@ __device__ __forceinline__ void load_own_scores(const SelectTensor& t, Metric me
                                                 const Vectors<kCount, kWhole>& vectors,
                                                 T (&out)[kCount][kVector]) {
   if (metric == Metric::stored) return load_vectors(t.weight, t.weight_dtype, vectors, out);
+  AnyVector<Own> grad[kCount];
+#pragma unroll
+  for (int v = 0; v < kCount; ++v) {
+    if (reads_grad(metric)) grad[v].load(t.grad, t.grad_dtype, vectors.at(v), vectors.size(v));
+  }
   Own w[kCount][kVector] = {};
   if (reads_weight(metric)) load_vectors(t.weight, t.weight_dtype, vectors, w);
 #pragma unroll
   for (int v = 0; v < kCount; ++v) {
     const int n = vectors.size(v);
-    Own g[kVector] = {}, norm[kVector] = {}, scores[kVector];
-    if (reads_grad(metric)) load_entries(t.grad, t.grad_dtype, vectors.at(v), n, g);
+    Own g[kVector], norm[kVector] = {}, scores[kVector];
+    grad[v].convert(t.grad_dtype, g);
     if (metric == Metric::wanda) load_norms(t, vectors.at(v), n, norm);
     values_of(metric, w[v], g, norm, scores);
 #pragma unroll

@@ -34,10 +34,7 @@ class Selecting {
   // The search as it stands before the last decision.
   cudaError_t search() {
     PRUNEOPS_RETURN_IF_ERROR(clear());
-    if (work_.sample_size > 0) {
-      PRUNEOPS_RETURN_IF_ERROR(metric_ == Metric::stored ? pass_over(StoredScores{})
-                                                         : pass_over(MetricScores{metric_}));
-    }
+    if (work_.sample_size > 0) PRUNEOPS_RETURN_IF_ERROR(pass_over_all());
     return rounds();
   }
 
@@ -85,6 +82,16 @@ class Selecting {
     return cudaMemsetAsync(work_.state, 0, static_cast<size_t>(plan_.zeroed), stream_);
   }
 
+  cudaError_t pass_over_all() const {
+    switch (metric_) {
+      case Metric::stored:
+        return pass_over(StoredScores<Metric::stored>{});
+      case Metric::magnitude:
+        return pass_over(StoredScores<Metric::magnitude>{});
+      default:
+        return pass_over(MetricScores{metric_});
+    }
+  }
   template <class Source>
   cudaError_t pass_over(const Source& source) const {
     return work_.collects ? pass<true>(tensors_, source) : pass<false>(tensors_, source);

@@ -262,7 +262,8 @@ __device__ __forceinline__ void write_tile(const SelectTensor& t, Metric metric,
     }
     store_masks(t, batch, masks);
   };
-  if (metric == Metric::stored) return StoredScores{}.template pass_over<T>(t, begin, end, write);
+  if (metric == Metric::stored)
+    return StoredScores<Metric::stored>{}.template pass_over<T>(t, begin, end, write);
   MetricScores{metric}.template pass_over<T>(t, begin, end, write);
 }
 

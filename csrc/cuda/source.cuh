@@ -39,6 +39,10 @@ struct StoredScoresOf {
   static constexpr bool kArePairs = kHasPairs && std::is_same_v<E, Element<Dtype::bf16>>;
   RawVector<E> raw[kStoredBatch<E>];
 
+  __device__ __forceinline__ void take_magnitudes() {
+#pragma unroll
+    for (RawVector<E>& vector : raw) vector.take_magnitudes();
+  }
   __device__ __forceinline__ void take(int v, T (&out)[kVector]) const { raw[v].convert(out); }
   // Of bfloat16 (pairs.cuh).
   __device__ __forceinline__ const uint32_t (&pairs(int v) const)[kVector / 2] { return raw[v].words; }
@@ -68,21 +72,22 @@ __device__ __forceinline__ void for_each_batch(int64_t begin, int64_t end, const
   }
 }
 
-// As they are stored. Those of whole tiles are converted vector by vector, as they are used.
+// As they are stored, or the magnitudes of what is stored. Those of whole tiles are converted vector by
+// vector, as they are used.
+template <Metric kMetric>
 struct StoredScores {
+  static_assert(kMetric == Metric::stored || kMetric == Metric::magnitude, "others are computed");
   using Tensor = SelectTensor;
 
   template <class T>
   __device__ __forceinline__ T peek(const Tensor& t, int64_t at) const {
-    return load_score<T>(t, Metric::stored, at);
+    return load_score<T>(t, kMetric, at);
   }
   // f(batch, scores) for the batches of a tile,
   template <class T, class F>
   __device__ __forceinline__ void pass_over(const Tensor& t, int64_t begin, int64_t end, const F& f) const {
     if (!kHasFastWays<T> || end - begin != kTile || !is_aligned(t.weight, 16)) {
-      const auto take = [&](const auto& batch, auto& scores) {
-        load_scores(t, Metric::stored, batch, scores);
-      };
+      const auto take = [&](const auto& batch, auto& scores) { load_scores(t, kMetric, batch, scores); };
       return for_each_batch<T>(begin, end, take, f);
     }
     if constexpr (kHasFastWays<T>) {
@@ -95,6 +100,7 @@ struct StoredScores {
           StoredScoresOf<T, E> held;
 #pragma unroll
           for (int v = 0; v < Stored::kSize; ++v) held.raw[v].load(t.weight, batch.at(v));
+          if constexpr (kMetric == Metric::magnitude) held.take_magnitudes();
           f(batch, held);
         }
       });
@@ -106,6 +112,11 @@ struct StoredScores {
     pass_over<T>(t, begin, end, f);
   }
 };
+
+template <class Source>
+constexpr bool kIsStored = false;
+template <Metric kMetric>
+constexpr bool kIsStored<StoredScores<kMetric>> = true;
 
 // By a metric, from what it reads,
 struct MetricScores {

@@ -28,15 +28,23 @@ __device__ __forceinline__ void updated_values(const UpdateRule& rule, T scale, 
   }
 }
 
-// The same of the entries [at, at + n) of flat tensors.
+// What an update reads of a vector, which is 0 where it is not read.
 template <class T, class Tensor>
-__device__ __forceinline__ void values_at(const Tensor& t, const UpdateRule& rule, T scale, int64_t at, int n,
-                                          T (&v)[kVector]) {
-  T w[kVector] = {}, g[kVector] = {};
-  if (reads_weight(rule.metric)) load_entries(t.weight, t.weight_dtype, at, n, w);
-  if (reads_grad(rule.metric)) load_entries(t.grad, t.grad_dtype, at, n, g);
-  updated_values(rule, scale, w, g, v);
-}
+struct UpdateInputs {
+  const Tensor& tensor;
+  AnyVector<T> weight, grad;
+
+  __device__ __forceinline__ UpdateInputs(const Tensor& t, Metric metric, int64_t at, int n) : tensor(t) {
+    if (reads_weight(metric)) weight.load(t.weight, t.weight_dtype, at, n);
+    if (reads_grad(metric)) grad.load(t.grad, t.grad_dtype, at, n);
+  }
+  __device__ __forceinline__ void values(const UpdateRule& rule, T scale, T (&v)[kVector]) const {
+    T w[kVector], g[kVector];
+    weight.convert(tensor.weight_dtype, w);
+    grad.convert(tensor.grad_dtype, g);
+    updated_values(rule, scale, w, g, v);
+  }
+};
 
 // The value of a block of so many entries, from their total.
 template <class T>
@@ -45,16 +53,13 @@ __device__ __forceinline__ T block_value(const UpdateRule& rule, T total, int64_
   return rule.skip_nonfinite && rule.metric == Metric::product ? finite_or_zero(value) : value;
 }
 
-// The scores [at, at + n) as they are after an update, before they are rounded to their dtype.
+// Scores as they are after an update, from the old ones, before they are rounded to their dtype.
 template <class T>
-__device__ __forceinline__ void updated_scores(const UpdateTensor& t, const UpdateRule& rule, T scale,
-                                               int64_t at, int n, T (&scores)[kVector]) {
-  T v[kVector], old[kVector] = {};
-  values_at(t, rule, scale, at, n, v);
+__device__ __forceinline__ void blend_scores(const UpdateRule& rule, const T (&v)[kVector],
+                                             T (&scores)[kVector]) {
   const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
-  if (rule.reads_score()) load_entries(t.score, t.score_dtype, at, n, old);
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) scores[i] = blend(rule.reads_score(), alpha, old[i], beta, v[i]);
+  for (int i = 0; i < kVector; ++i) scores[i] = blend(rule.reads_score(), alpha, scores[i], beta, v[i]);
 }
 
 template <class T, int64_t kMost>
@@ -64,8 +69,13 @@ __global__ void __launch_bounds__(kThreads)
   const T scale = grad_scale_of<T>(rule);
   for_each_flat_tile(table, [&](const UpdateTensor& t, int64_t begin, int64_t end, int64_t) {
     for_each_vector(begin, end, [&](int64_t at, int n) {
-      T scores[kVector];
-      updated_scores(t, rule, scale, at, n, scores);
+      const UpdateInputs<T, UpdateTensor> inputs(t, rule.metric, at, n);
+      AnyVector<T> old;
+      if (rule.reads_score()) old.load(t.score, t.score_dtype, at, n);
+      T v[kVector], scores[kVector];
+      inputs.values(rule, scale, v);
+      old.convert(t.score_dtype, scores);
+      blend_scores(rule, v, scores);
       store_entries(t.score, t.score_dtype, at, n, scores);
     });
   });

@@ -36,6 +36,12 @@ struct RawVector {
     for (int i = 0; i < kVector; ++i) entries[i] = i < n ? source[i] : Entry(0);
     memcpy(words, entries, sizeof(words));
   }
+  __device__ __forceinline__ void take_magnitudes() {
+    constexpr uint32_t kAllButSigns = sizeof(Entry) == 2 ? 0x7fff7fffu : 0x7fffffffu;
+    static_assert(sizeof(Entry) <= 4, "each word has signs");
+#pragma unroll
+    for (uint32_t& word : words) word &= kAllButSigns;
+  }
   // The entries as T. Both bfloat16 of a word are floats after one operation.
   template <class T>
   __device__ __forceinline__ void convert(T (&out)[kVector]) const {
@@ -64,6 +70,38 @@ __device__ __forceinline__ void load_entries(const void* data, Dtype dtype, int6
     raw.convert(out);
   });
 }
+
+// kVector entries of a dtype that is known at run time, as they lie in memory. Converting them waits for
+// them, so that what a thread reads of several tensors is asked for before any of it is converted.
+template <class T>
+struct AnyVector {
+  uint32_t words[kVector * sizeof(T) / 4] = {};
+
+  // Entries [at, at + n) of `data`.
+  __device__ __forceinline__ void load(const void* data, Dtype dtype, int64_t at, int n) {
+    if constexpr (sizeof(T) == sizeof(double)) {
+      if (dtype == Dtype::f64) return load_as<Element<Dtype::f64>>(data, at, n);
+    }
+    // Half types lie in memory alike.
+    dtype == Dtype::f32 ? load_as<Element<Dtype::f32>>(data, at, n)
+                        : load_as<Element<Dtype::bf16>>(data, at, n);
+  }
+  __device__ __forceinline__ void convert(Dtype dtype, T (&out)[kVector]) const {
+    visit_dtype_of<T>(dtype, [&](auto element) {
+      RawVector<decltype(element)> raw;
+      memcpy(raw.words, words, sizeof(raw.words));
+      raw.convert(out);
+    });
+  }
+
+ private:
+  template <class E>
+  __device__ __forceinline__ void load_as(const void* data, int64_t at, int n) {
+    RawVector<E> raw;
+    raw.load(data, at, n);
+    memcpy(words, raw.words, sizeof(raw.words));
+  }
+};
 
 // The mask of kVector entries: a byte of 0 or 1 for each, lowest first.
 struct MaskWords {

@@ -375,3 +375,20 @@ def test_metrics(backend, metric, dtypes):
     for n, m in ((2, 4), (3, 10)):
         backend.nm_mask(weights[0], masks[0], n, m, metric=metric, **arrays[0])
         assert_same(masks[0].read(), oracle.nm_mask(scores[0], n, m))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtypes", DTYPE_PAIRS)
+def test_metrics_of_many(backend, metric, dtypes):
+    # A pass over whole tiles, and over some that are not.
+    turn = METRICS.index(metric) + DTYPE_PAIRS.index(dtypes)
+    name, packed = ("normal", "few_distinct", "everything")[turn % 3], turn % 2 == 0
+    shapes = [(100, 200), (7, 301)]
+    inputs = [metric_inputs(backend, metric, shape, dtypes, name, 10 * i) for i, shape in enumerate(shapes)]
+    weights, arrays, scores = zip(*inputs, strict=True)
+    listed = {f"{key}s": [a[key] for a in arrays] for key in ("grad", "norm")}
+    for keep in (300, 11_000):
+        masks = [undefined_mask(backend, shape, packed) for shape in shapes]
+        backend.topk_mask(weights, masks, keep, metric=metric, **listed)
+        for mask, expected in zip(masks, oracle.topk_mask(scores, keep), strict=True):
+            assert_mask(mask, expected)
