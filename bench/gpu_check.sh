@@ -138,7 +138,7 @@ profile() {
 
 benchmark() {
   local budget=$(($(left) - 100))  # for what still runs, what profiles and what reports
-  if [ "$budget" -gt 240 ]; then budget=240; fi
+  if [ "$budget" -gt 330 ]; then budget=330; fi
   if [ "$budget" -lt 10 ]; then budget=10; fi
   stage bench $((budget + 45)) "$python" -m bench --device "$device" --size "$size" --budget "$budget" \
     --output "$output/$device.json"
