@@ -29,7 +29,7 @@ struct Sieve {
   __device__ explicit Sieve(const Bracket<K>& ends)
       : bracket(ends),
         keeps_all(ends.high == 0),
-        is_one(ends.low == ends.high && ends.high != 0),
+        is_one(ends.low == ends.high),
         split(key_to_score<T>(split_of<T>(ends))) {
     const T low = key_to_score<T>(bracket.low), high = key_to_score<T>(bracket.high);
     middle = low + (high - low) / 2;
@@ -42,6 +42,7 @@ struct Sieve {
     return mask_where([&](int i) { return scores[i] >= split; }, keeps_all ? MaskWords::kOnes : 0);
   }
   __device__ __forceinline__ MaskWords ties(const T (&scores)[kVector]) const {
+    if (keeps_all) return mask_where([&](int i) { return scores[i] != scores[i]; });
     return mask_where([&](int i) { return scores[i] == split; });
   }
   // Whether a vector has neither ties with an end nor keys between.
