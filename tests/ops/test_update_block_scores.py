@@ -63,6 +63,15 @@ def test_widths(device, cols, block):
     check_blocks(device, *arrays((8, cols), block), block=block, metric="snip", reduce="sum")
 
 
+@pytest.mark.parametrize("reduce", ["sum", "max"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cols", [1024, 1500, 9000])
+def test_several_long_rows_beside_each_other(device, cols, dtype, reduce):
+    dtypes, block = (dtype,) * 3, (1, cols)
+    inputs = arrays((5, 3 * cols), block, dtypes=dtypes)
+    check_blocks(device, *inputs, block=block, dtypes=dtypes, metric="snip", reduce=reduce, alpha=0.9)
+
+
 @pytest.mark.parametrize("block", [(32768, 1), (65536, 1), (1, 1), (-1, -1)])
 def test_tall_weights(device, block):
     check_blocks(device, *arrays((65536, 3), block), block=block, metric="magnitude")

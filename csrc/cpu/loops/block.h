@@ -15,6 +15,15 @@ constexpr int64_t kSpan = 8 * kChunk;
 // would be several runs in one page of memory, of which the processor sees none coming.
 constexpr int64_t kRows = 4;
 
+// Blocks of one long row, of which so many are read side by side: the processor foresees two runs of memory
+// for each of weights and gradients better than one. Shorter blocks gain nothing: their scores are runs as
+// well.
+constexpr int64_t kLines = 2;
+
+bool are_lines(const BlockTensor& t) {
+  return t.block.n == 1 && t.block.m >= kChunk;
+}
+
 int64_t stripe_blocks(const Block& block) {
   return block.m > kChunk ? 1 : kSpan / block.m;
 }
@@ -54,37 +63,43 @@ PRUNEOPS_HD T block_entry(const typename E::type* w, const typename E::type* g, 
 }
 
 // totals = the values of the rows combined, and with the totals so far but where these are the first rows.
-template <Metric kMetric, bool kDrop, bool kFirst, Reduce kReduce, int64_t kTogether, class E, class T>
+// The rows are shared among kTotals totals for each column, kSpan apart.
+template <Metric kMetric, bool kDrop, bool kFirst, Reduce kReduce, int64_t kTotals, int64_t kTogether,
+          class E, class T>
 void combine_entries(const Rows<kTogether, E>& rows, int64_t n, T* __restrict totals) {
+  constexpr int64_t kShare = kTogether / kTotals;
   for (int64_t i = 0; i < n; ++i) {
-    T total = block_entry<kMetric, kDrop, T, E>(rows.w[0], rows.g[0], i);
-    if (!kFirst) total = combine(kReduce, totals[i], total);
 #pragma GCC unroll 4
-    for (int64_t r = 1; r < kTogether; ++r) {
-      total = combine(kReduce, total, block_entry<kMetric, kDrop, T, E>(rows.w[r], rows.g[r], i));
+    for (int64_t a = 0; a < kTotals; ++a) {
+      T total = block_entry<kMetric, kDrop, T, E>(rows.w[a * kShare], rows.g[a * kShare], i);
+      if (!kFirst) total = combine(kReduce, totals[a * kSpan + i], total);
+#pragma GCC unroll 4
+      for (int64_t r = a * kShare + 1; r < (a + 1) * kShare; ++r) {
+        total = combine(kReduce, total, block_entry<kMetric, kDrop, T, E>(rows.w[r], rows.g[r], i));
+      }
+      totals[a * kSpan + i] = total;
     }
-    totals[i] = total;
   }
 }
 
-template <bool kDrop, int64_t kTogether, class E, class T>
+template <bool kDrop, int64_t kTotals, int64_t kTogether, class E, class T>
 void combine_rows_as(const UpdateRule& rule, bool first, const Rows<kTogether, E>& rows, int64_t n,
                      T* totals) {
   visit_metric(rule.metric, [&](auto constant) {
     constexpr Metric kMetric = decltype(constant)::value;
     if (rule.reduce == Reduce::max) {
-      first ? combine_entries<kMetric, kDrop, true, Reduce::max>(rows, n, totals)
-            : combine_entries<kMetric, kDrop, false, Reduce::max>(rows, n, totals);
+      first ? combine_entries<kMetric, kDrop, true, Reduce::max, kTotals>(rows, n, totals)
+            : combine_entries<kMetric, kDrop, false, Reduce::max, kTotals>(rows, n, totals);
     } else {
-      first ? combine_entries<kMetric, kDrop, true, Reduce::sum>(rows, n, totals)
-            : combine_entries<kMetric, kDrop, false, Reduce::sum>(rows, n, totals);
+      first ? combine_entries<kMetric, kDrop, true, Reduce::sum, kTotals>(rows, n, totals)
+            : combine_entries<kMetric, kDrop, false, Reduce::sum, kTotals>(rows, n, totals);
     }
   });
 }
-template <int64_t kTogether, class E, class T>
+template <int64_t kTotals, int64_t kTogether, class E, class T>
 void combine_rows(const UpdateRule& rule, bool first, const Rows<kTogether, E>& rows, int64_t n, T* totals) {
-  rule.skip_nonfinite ? combine_rows_as<true>(rule, first, rows, n, totals)
-                      : combine_rows_as<false>(rule, first, rows, n, totals);
+  rule.skip_nonfinite ? combine_rows_as<true, kTotals>(rule, first, rows, n, totals)
+                      : combine_rows_as<false, kTotals>(rule, first, rows, n, totals);
 }
 
 // Whether what is read lies side by side as bfloat16. It is then converted as it is combined: four rows of
@@ -112,13 +127,13 @@ Rows<kTogether, Element<Dtype::bf16>> bfloat16_rows(const BlockTensor& t, const 
   return rows;
 }
 
-// The columns [col, col + n), n at most kChunk, of kTogether rows.
-template <int64_t kTogether, class T>
+// The columns [col, col + n), n at most kChunk, of kTogether rows, into kTotals totals of each.
+template <int64_t kTogether, int64_t kTotals, class T>
 void read_and_combine(const BlockTensor& t, const UpdateRule& rule, bool first, int64_t row, int64_t col,
                       int64_t n, T* totals) {
   if constexpr (IsSame<T, float>::value) {
     if (lies_as_bfloat16(t, rule)) {
-      return combine_rows(rule, first, bfloat16_rows<kTogether>(t, rule, row, col), n, totals);
+      return combine_rows<kTotals>(rule, first, bfloat16_rows<kTogether>(t, rule, row, col), n, totals);
     }
   }
   T weights[kTogether][kChunk], grads[kTogether][kChunk];
@@ -132,7 +147,7 @@ void read_and_combine(const BlockTensor& t, const UpdateRule& rule, bool first, 
       rows.g[r] = unscale_chunk(g, rule.grad_scale, n, grads[r]);
     }
   }
-  combine_rows(rule, first, rows, n, totals);
+  combine_rows<kTotals>(rule, first, rows, n, totals);
 }
 
 template <class T>
@@ -189,8 +204,8 @@ void column_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, in
       const bool first = r == 0 && !(kFold && done > 0);
       T* const target = kFold ? totals : totals + done;
       if (kFold && !together) ask_for_next(t, rule, row + r, col + done, run);
-      together ? read_and_combine<kRows>(t, rule, first, row + r, col + done, run, target)
-               : read_and_combine<1>(t, rule, first, row + r, col + done, run, target);
+      together ? read_and_combine<kRows, 1>(t, rule, first, row + r, col + done, run, target)
+               : read_and_combine<1, 1>(t, rule, first, row + r, col + done, run, target);
     }
     r += together ? kRows : 1;
   }
@@ -248,13 +263,27 @@ int64_t stripes_in_row(const BlockTensor& t) {
   return ceil_div(t.grid_cols(), stripe_blocks(t.block));
 }
 
+// Neighbouring blocks of kLines rows of blocks, from block `first` of each on.
 template <class T>
-void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t stripe,
-                   void* part_totals) {
-  const int64_t parts = parts_of(t);
-  const int64_t part_row = stripe / stripes_in_row(t), block_row = part_row / parts, part = part_row % parts;
-  const int64_t first = stripe % stripes_in_row(t) * stripe_blocks(t.block);
-  const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first);
+void update_lines(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t row, int64_t first,
+                  int64_t blocks) {
+  T totals[kLines * kSpan], spare[kChunk];
+  for (int64_t block = first; block < first + blocks; ++block) {
+    for (int64_t done = 0; done < t.block.m; done += kChunk) {
+      read_and_combine<kLines, kLines>(t, rule, done == 0, row, block * t.block.m + done,
+                                       min64(kChunk, t.block.m - done), totals);
+    }
+    for (int64_t line = 0; line < kLines; ++line) {
+      T* const total = combine_columns(rule.reduce, totals + line * kSpan, 1, kChunk, spare);
+      finish_scores(t, rule, past, (row + line) * t.grid_cols() + block, 1, total);
+    }
+  }
+}
+
+// Neighbouring blocks of a part of a row of blocks, from block `first` on.
+template <class T>
+void update_part(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t block_row, int64_t part,
+                 int64_t first, int64_t blocks, void* part_totals) {
   const int64_t row = block_row * t.block.n + part * kPartRows;
   const int64_t rows = min64(kPartRows, t.block.n - part * kPartRows);
   // Blocks whose rows are all read side by side are finished as soon as they are read.
@@ -265,12 +294,34 @@ void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int6
     const int64_t few = min64(step, blocks - done);
     const int64_t place = block_row * t.grid_cols() + first + done;
     T* totals = block_totals<T>(t, rule, row, rows, first + done, few, one, other);
-    if (parts == 1) {
+    if (parts_of(t) == 1) {
       finish_scores(t, rule, past, place, few, totals);
     } else {
       memcpy(static_cast<T*>(part_totals) + part * t.blocks() + place, totals,
              static_cast<size_t>(few) * sizeof(T));
     }
+  }
+}
+
+int64_t stripes_of(const BlockTensor& t) {
+  const int64_t down = are_lines(t) ? ceil_div(t.grid_rows(), kLines) : t.grid_rows() * parts_of(t);
+  return down * stripes_in_row(t);
+}
+
+template <class T>
+void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t stripe,
+                   void* part_totals) {
+  const int64_t down = stripe / stripes_in_row(t),
+                first = stripe % stripes_in_row(t) * stripe_blocks(t.block);
+  const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first);
+  if (!are_lines(t)) {
+    const int64_t parts = parts_of(t);
+    return update_part<T>(t, rule, past, down / parts, down % parts, first, blocks, part_totals);
+  }
+  const int64_t row = down * kLines, lines = min64(kLines, t.grid_rows() - row);
+  if (lines == kLines) return update_lines<T>(t, rule, past, row, first, blocks);
+  for (int64_t line = 0; line < lines; ++line) {
+    update_part<T>(t, rule, past, row + line, 0, first, blocks, nullptr);
   }
 }
 
@@ -298,8 +349,7 @@ void update_block_scores(const BlockTensor* tensors, int64_t count, const Update
     offsets[i + 1] = offsets[i] + (tall ? parts_of(tensors[i]) * tensors[i].blocks() : 0);
   }
   Buffer<double> part_totals(offsets[count]);
-  TileTable stripes(tensors, count,
-                    [](const BlockTensor& t) { return t.grid_rows() * parts_of(t) * stripes_in_row(t); });
+  TileTable stripes(tensors, count, stripes_of);
   parallel(pool, stripes.tiles(), [&](int64_t begin, int64_t end) {
     stripes.for_range(begin, end, [&](int64_t i, int64_t stripe, int64_t) {
       double* part = part_totals.data() + offsets[i];
