@@ -13,6 +13,8 @@ compiled = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not 
 #: Bytes of a thread's 8 entries: of scores, weights and gradients in each dtype that a float holds, of words that a
 #: mask is applied to in each size, and of the mask itself.
 FLOATS, WORDS, MASK = 8 * (4 + 2 + 2), 8 * (1 + 2 + 4 + 8), 8
+#: The same where half types, which lie in memory alike, are loaded in one way and told apart later.
+SIZES = 8 * (4 + 2)
 
 
 def pointers(*names):
@@ -52,12 +54,14 @@ def rows(weight, mask):
 
 
 HOT = {
-    "update_scores_kernel": Hot(UPDATE, {**VECTORS, "ld score": FLOATS, "st score": FLOATS}),
+    "update_scores_kernel": Hot(
+        UPDATE, {**dict.fromkeys(("ld score", "ld weight", "ld grad"), SIZES), "st score": FLOATS}
+    ),
     "update_block_scores_kernel": Hot(UPDATE, VECTORS, strided=True),
     # Two vectors of either, the first of each before the loop; what the metric does not read is read like the other.
     **{f"stream_block_scores_kernel DtypeE{dtype}E": Hot(UPDATE, {"ld weight": 16 * size, "ld grad": 16 * size})
        for dtype, size in ((0, 4), (1, 2), (2, 2))},
-    "update_line_scores_kernel": Hot(UPDATE, VECTORS),
+    "update_line_scores_kernel": Hot(UPDATE, {"ld weight": SIZES, "ld grad": SIZES}),
     "pass_kernel StoredScores": Hot(SELECT, {"ld weight": 2 * FLOATS}),
     "pass_kernel MetricScores": Hot(SELECT, BATCHES),
     "pass_kernel UpdatedScores": Hot(
