@@ -21,7 +21,7 @@ constexpr bool kHasPairs = false;
 constexpr bool kHasPairs = true;
 #endif
 
-constexpr uint32_t kPairOfNan = 0x7fff7fffu, kPairMagnitude = 0x7fff7fffu;
+constexpr uint32_t kPairOfNan = 0x7fff7fffu;
 
 __device__ __forceinline__ float first_of(uint32_t pair) {
   return bit_cast<float>(pair << 16);

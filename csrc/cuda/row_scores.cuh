@@ -300,7 +300,7 @@ struct HeldPairs {
 #pragma unroll
     for (int v = 0; v < kCount; ++v) {
 #pragma unroll
-      for (int p = 0; p < kPairs; ++p) pairs[v][p] &= kPairMagnitude;
+      for (int p = 0; p < kPairs; ++p) pairs[v][p] &= RawVector<Element<Dtype::bf16>>::kAllButSigns;
     }
   }
 };

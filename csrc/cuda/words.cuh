@@ -13,6 +13,7 @@ template <class E>
 struct RawVector {
   using Entry = typename E::type;
   static constexpr int kWords = kVector * static_cast<int>(sizeof(Entry)) / 4;
+  static constexpr uint32_t kAllButSigns = sizeof(Entry) == 2 ? 0x7fff7fffu : 0x7fffffffu;
   uint32_t words[kWords];
 
   static __device__ __forceinline__ bool can_load(const void* data, int64_t at) {
@@ -37,7 +38,6 @@ struct RawVector {
     memcpy(words, entries, sizeof(words));
   }
   __device__ __forceinline__ void take_magnitudes() {
-    constexpr uint32_t kAllButSigns = sizeof(Entry) == 2 ? 0x7fff7fffu : 0x7fffffffu;
     static_assert(sizeof(Entry) <= 4, "each word has signs");
 #pragma unroll
     for (uint32_t& word : words) word &= kAllButSigns;

@@ -63,7 +63,7 @@ PRUNEOPS_HD T block_entry(const typename E::type* w, const typename E::type* g, 
 }
 
 // totals = the values of the rows combined, and with the totals so far but where these are the first rows.
-// The rows are shared among kTotals totals for each column, kSpan apart.
+// The rows are shared among kTotals totals for each column, kChunk apart.
 template <Metric kMetric, bool kDrop, bool kFirst, Reduce kReduce, int64_t kTotals, int64_t kTogether,
           class E, class T>
 void combine_entries(const Rows<kTogether, E>& rows, int64_t n, T* __restrict totals) {
@@ -72,12 +72,12 @@ void combine_entries(const Rows<kTogether, E>& rows, int64_t n, T* __restrict to
 #pragma GCC unroll 4
     for (int64_t a = 0; a < kTotals; ++a) {
       T total = block_entry<kMetric, kDrop, T, E>(rows.w[a * kShare], rows.g[a * kShare], i);
-      if (!kFirst) total = combine(kReduce, totals[a * kSpan + i], total);
+      if (!kFirst) total = combine(kReduce, totals[a * kChunk + i], total);
 #pragma GCC unroll 4
       for (int64_t r = a * kShare + 1; r < (a + 1) * kShare; ++r) {
         total = combine(kReduce, total, block_entry<kMetric, kDrop, T, E>(rows.w[r], rows.g[r], i));
       }
-      totals[a * kSpan + i] = total;
+      totals[a * kChunk + i] = total;
     }
   }
 }
@@ -180,18 +180,6 @@ T* combine_columns(Reduce reduce, T* totals, int64_t blocks, int64_t width, T* s
   return spare;
 }
 
-// Asks for what follows the columns [col, col + n) of a long row, where it is the only one that is read: two
-// have enough under way.
-[[gnu::always_inline]] inline void ask_for_next(const BlockTensor& t, const UpdateRule& rule, int64_t row,
-                                                int64_t col, int64_t n) {
-  const bool reads_w = reads_weight(rule.metric);
-  const Strides& strides = reads_w ? t.weight_strides : t.grad_strides;
-  if ((reads_w && reads_grad(rule.metric)) || strides.inner != 1) return;
-  Ahead(reads_w ? t.weight : t.grad, reads_w ? t.weight_dtype : t.grad_dtype,
-        t.matrix.offset(strides, row, col))
-      .ask_for(n);
-}
-
 // The totals of the columns [col, col + n) over `rows` rows: one for each of at most kSpan columns, or folded
 // into one for each of kChunk.
 template <bool kFold, class T>
@@ -203,7 +191,6 @@ void column_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, in
       const int64_t run = min64(kChunk, n - done);
       const bool first = r == 0 && !(kFold && done > 0);
       T* const target = kFold ? totals : totals + done;
-      if (kFold && !together) ask_for_next(t, rule, row + r, col + done, run);
       together ? read_and_combine<kRows, 1>(t, rule, first, row + r, col + done, run, target)
                : read_and_combine<1, 1>(t, rule, first, row + r, col + done, run, target);
     }
@@ -267,14 +254,14 @@ int64_t stripes_in_row(const BlockTensor& t) {
 template <class T>
 void update_lines(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t row, int64_t first,
                   int64_t blocks) {
-  T totals[kLines * kSpan], spare[kChunk];
+  T totals[kLines * kChunk], spare[kChunk];
   for (int64_t block = first; block < first + blocks; ++block) {
     for (int64_t done = 0; done < t.block.m; done += kChunk) {
       read_and_combine<kLines, kLines>(t, rule, done == 0, row, block * t.block.m + done,
                                        min64(kChunk, t.block.m - done), totals);
     }
     for (int64_t line = 0; line < kLines; ++line) {
-      T* const total = combine_columns(rule.reduce, totals + line * kSpan, 1, kChunk, spare);
+      T* const total = combine_columns(rule.reduce, totals + line * kChunk, 1, kChunk, spare);
       finish_scores(t, rule, past, (row + line) * t.grid_cols() + block, 1, total);
     }
   }

@@ -21,6 +21,11 @@ struct KeyBound {
   bool equals(K other) const { return other == key; }
 };
 
+// The bits that are read of bfloat16 scores: all, or of their magnitudes all but the sign.
+constexpr uint16_t bfloat16_read(bool magnitude) {
+  return magnitude ? 0x7fff : 0xffff;
+}
+
 // A key to compare bfloat16 scores with as they lie in memory, or their magnitudes: by their order as signed
 // integers, once the bits below the sign of a negative one are flipped.
 struct Bfloat16Bound {
@@ -31,7 +36,7 @@ struct Bfloat16Bound {
   uint16_t read;
   ScoreBound<float> score;
 
-  Bfloat16Bound(uint32_t key, bool magnitude) : read(magnitude ? 0x7fff : 0xffff), score(key) {
+  Bfloat16Bound(uint32_t key, bool magnitude) : read(bfloat16_read(magnitude)), score(key) {
     constexpr uint32_t top = 0x8000, lowest = static_cast<uint16_t>(kInfinity) ^ top, highest = 0xffff;
     // The keys of two scores side by side differ by 2^16, those of negative ones end in ones.
     uint32_t bits = key < top << 16 ? key >> 16 : (key >> 16) + ((key & 0xffff) != 0);

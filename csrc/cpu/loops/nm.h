@@ -104,7 +104,7 @@ void nm_mask(const SelectTensor& tensor, Metric metric, int64_t n, int64_t m, co
   if (tensor.wide()) return nm_mask_as<double>(tensor, metric, n, m, pool);
   if (!Bfloat16Keys::serve(&tensor, 1, metric)) return nm_mask_as<float>(tensor, metric, n, m, pool);
   const auto* scores = static_cast<const uint16_t*>(tensor.weight);
-  const uint16_t read = metric == Metric::magnitude ? 0x7fff : 0xffff;
+  const uint16_t read = bfloat16_read(metric == Metric::magnitude);
   nm_groups<uint16_t>(tensor, n, m, pool, [&](int64_t begin, int64_t entries, uint16_t* keys) {
     for (int64_t i = 0; i < entries; ++i) keys[i] = bf16_sort_key(scores[begin + i] & read);
   });
