@@ -63,6 +63,15 @@ def test_widths(device, cols, block):
     check_blocks(device, *arrays((8, cols), block), block=block, metric="snip", reduce="sum")
 
 
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [2, 3, 4, 5, 6, 8, 9, 12, 16, 20, 36, 64, 300, 511, 512, 768])
+def test_blocks_of_one_row(device, width, dtype, reduce):
+    dtypes, block = (dtype,) * 3, (1, width)
+    inputs = arrays((3, width * (2200 // width + 1)), block, dtypes=dtypes)
+    check_blocks(device, *inputs, block=block, dtypes=dtypes, metric="snip", reduce=reduce, alpha=0.9)
+
+
 @pytest.mark.parametrize("reduce", ["sum", "max"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cols", [1024, 1500, 9000])

@@ -1,0 +1,305 @@
+// The values of the entries of blocks, combined: over rows for each column, then along the columns.
+#pragma once
+
+#include "chunk.h"
+#include "vector.h"
+
+namespace pruneops::cpu::PRUNEOPS_ISA {
+namespace {
+
+// So many rows are read side by side: a total is loaded and stored once for all of them. Rows shorter than
+// kChunk are read one after the other, as they lie: side by side they would be several runs in one page of
+// memory, of which the processor sees none coming.
+constexpr int64_t kRows = 4;
+
+// Entries [col, col + n) of a row as T, in place or in `buffer`; a run ends where a kernel position does.
+template <class T>
+const T* load_row(const void* data, Dtype dtype, const Matrix& matrix, const Strides& strides, int64_t row,
+                  int64_t col, int64_t n, T* buffer) {
+  if (matrix.inner == matrix.cols) {
+    return load_chunk(data, dtype, matrix.offset(strides, row, col), n, buffer, strides.inner);
+  }
+  for (int64_t done = 0; done < n;) {
+    const int64_t run = min64(n - done, matrix.inner - (col + done) % matrix.inner);
+    const int64_t offset = matrix.offset(strides, row, col + done);
+    const T* part = load_chunk(data, dtype, offset, run, buffer + done, strides.inner);
+    if (part != buffer + done) memcpy(buffer + done, part, static_cast<size_t>(run) * sizeof(T));
+    done += run;
+  }
+  return buffer;
+}
+
+// What the metric reads of kTogether rows from one column on, stored as E; null where it reads nothing.
+template <int64_t kTogether, class E>
+struct Rows {
+  const typename E::type* w[kTogether];
+  const typename E::type* g[kTogether];
+};
+
+// Whether what is read lies side by side as entries of `dtype`, to be read in place.
+bool lies_as(const BlockTensor& t, const UpdateRule& rule, Dtype dtype) {
+  const auto lies = [&](bool is_read, Dtype own, const Strides& strides) {
+    return !is_read || (own == dtype && strides.inner == 1);
+  };
+  return t.matrix.inner == t.matrix.cols && rule.grad_scale == nullptr &&
+         lies(reads_weight(rule.metric), t.weight_dtype, t.weight_strides) &&
+         lies(reads_grad(rule.metric), t.grad_dtype, t.grad_strides);
+}
+
+template <int64_t kTogether, Dtype kDtype>
+Rows<kTogether, Element<kDtype>> rows_in_place(const BlockTensor& t, const UpdateRule& rule, int64_t row,
+                                               int64_t col) {
+  using Entry = typename Element<kDtype>::type;
+  const auto entry = [&](const void* data, const Strides& strides, int64_t r) {
+    return static_cast<const Entry*>(data) + t.matrix.offset(strides, row + r, col);
+  };
+  Rows<kTogether, Element<kDtype>> rows{};
+  for (int64_t r = 0; r < kTogether; ++r) {
+    if (reads_weight(rule.metric)) rows.w[r] = entry(t.weight, t.weight_strides, r);
+    if (reads_grad(rule.metric)) rows.g[r] = entry(t.grad, t.grad_strides, r);
+  }
+  return rows;
+}
+
+// What is made of entries: what is not finite is dropped here, but in a signed sum, which is dropped whole.
+template <Metric kMetric, bool kDrop, Reduce kReduce>
+struct EntryRule {
+  static constexpr Reduce reduce = kReduce;
+
+  template <class T, int64_t kTogether, class E>
+  static PRUNEOPS_HD T value(const Rows<kTogether, E>& rows, int64_t r, int64_t i) {
+    const T weight = reads_weight(kMetric) ? E::template load<T>(rows.w[r][i]) : T(0);
+    const T grad = reads_grad(kMetric) ? E::template load<T>(rows.g[r][i]) : T(0);
+    const T value = element_value<T>(kMetric, weight, grad, T(0));
+    return kDrop && kMetric != Metric::product ? finite_or_zero(value) : value;
+  }
+};
+
+// f(EntryRule) with what of the rule the loops are compiled for.
+template <bool kDrop, class F>
+void visit_entry_rule_of(const UpdateRule& rule, const F& f) {
+  visit_metric(rule.metric, [&](auto constant) {
+    constexpr Metric kMetric = decltype(constant)::value;
+    rule.reduce == Reduce::max ? f(EntryRule<kMetric, kDrop, Reduce::max>{})
+                               : f(EntryRule<kMetric, kDrop, Reduce::sum>{});
+  });
+}
+template <class F>
+void visit_entry_rule(const UpdateRule& rule, const F& f) {
+  rule.skip_nonfinite ? visit_entry_rule_of<true>(rule, f) : visit_entry_rule_of<false>(rule, f);
+}
+
+// f(EntryRule, Rows, done, some) for runs [col + done, col + done + some) of the columns [col, col + n) of
+// kTogether rows. All are one run where they are read in place; bfloat16 is, and is converted as it is
+// combined: rows of weights and gradients that are converted first fill the first-level cache.
+template <int64_t kTogether, class T, class F>
+void read_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col, int64_t n,
+               const F& f) {
+  const auto run = [&](const auto& rows, int64_t done, int64_t some) {
+    visit_entry_rule(rule, [&](auto entry) { f(entry, rows, done, some); });
+  };
+  constexpr Dtype kOwn = own_dtype<T>();
+  if (lies_as(t, rule, kOwn)) return run(rows_in_place<kTogether, kOwn>(t, rule, row, col), 0, n);
+  if constexpr (kOwn == Dtype::f32) {
+    if (lies_as(t, rule, Dtype::bf16)) {
+      return run(rows_in_place<kTogether, Dtype::bf16>(t, rule, row, col), 0, n);
+    }
+  }
+  T weights[kTogether][kChunk], grads[kTogether][kChunk];
+  for (int64_t done = 0; done < n; done += kChunk) {
+    const int64_t some = min64(kChunk, n - done), from = col + done;
+    Rows<kTogether, Element<kOwn>> rows{};
+    for (int64_t r = 0; r < kTogether; ++r) {
+      if (reads_weight(rule.metric)) {
+        rows.w[r] =
+            load_row(t.weight, t.weight_dtype, t.matrix, t.weight_strides, row + r, from, some, weights[r]);
+      }
+      if (reads_grad(rule.metric)) {
+        const T* g = load_row(t.grad, t.grad_dtype, t.matrix, t.grad_strides, row + r, from, some, grads[r]);
+        rows.g[r] = unscale_chunk(g, rule.grad_scale, some, grads[r]);
+      }
+    }
+    run(rows, done, some);
+  }
+}
+
+// totals = the values of the rows combined, and with the totals so far but where these are the first rows.
+template <class Rule, bool kFirst, int64_t kTogether, class E, class T>
+void combine_rows(const Rows<kTogether, E>& rows, int64_t n, T* __restrict totals) {
+  for (int64_t i = 0; i < n; ++i) {
+    T total = Rule::template value<T>(rows, 0, i);
+    if (!kFirst) total = combine(Rule::reduce, totals[i], total);
+#pragma GCC unroll 4
+    for (int64_t r = 1; r < kTogether; ++r) {
+      total = combine(Rule::reduce, total, Rule::template value<T>(rows, r, i));
+    }
+    totals[i] = total;
+  }
+}
+
+// The values of neighbouring columns as a vector. Unrolled, the loop would be taken for single entries.
+template <class Rule, class T, int64_t kTogether, class E>
+PRUNEOPS_HD Vector<T> values_of_row(const Rows<kTogether, E>& rows, int64_t r, int64_t i) {
+  T values[kEntries<T>];
+#pragma GCC unroll 1
+  for (int64_t j = 0; j < kEntries<T>; ++j) values[j] = Rule::template value<T>(rows, r, i + j);
+  return load_vector(values);
+}
+
+// Each four neighbouring values of a row become one of n totals.
+template <class Rule, class E, class T>
+void combine_fours(const Rows<1, E>& row, int64_t n, T* __restrict totals) {
+  int64_t i = 0;
+#if defined(PRUNEOPS_SHUFFLES)
+  if constexpr (Rule::reduce == Reduce::sum && IsSame<T, float>::value) {
+    constexpr int64_t kStep = kEntries<T>;
+    const auto values = [&](int64_t at) { return values_of_row<Rule, T>(row, 0, 4 * i + at * kStep); };
+    for (; i + kStep <= n; i += kStep) {
+      store_vector(sums_of_fours(values(0), values(1), values(2), values(3)), totals + i);
+    }
+  }
+#endif
+  const auto value = [&](int64_t at) { return Rule::template value<T>(row, 0, 4 * i + at); };
+  for (; i < n; ++i) {
+    totals[i] = combine(Rule::reduce, combine(Rule::reduce, value(0), value(1)),
+                        combine(Rule::reduce, value(2), value(3)));
+  }
+}
+
+// Each `run` neighbouring totals become one; the usual lengths are loops that vectorise.
+template <Reduce kReduce, class T>
+void combine_runs(int64_t run, const T* __restrict totals, int64_t runs, T* __restrict combined) {
+  if (run == 4) {
+    const Rows<1, Element<own_dtype<T>()>> row{{totals}, {nullptr}};
+    return combine_fours<EntryRule<Metric::stored, false, kReduce>>(row, runs, combined);
+  }
+  if (run == 2) {
+    for (int64_t i = 0; i < runs; ++i) combined[i] = combine(kReduce, totals[2 * i], totals[2 * i + 1]);
+    return;
+  }
+  if (run == 3) {
+    for (int64_t i = 0; i < runs; ++i) {
+      const T pair = combine(kReduce, totals[3 * i], totals[3 * i + 1]);
+      combined[i] = combine(kReduce, pair, totals[3 * i + 2]);
+    }
+    return;
+  }
+  for (int64_t i = 0; i < runs; ++i) {
+    T total = totals[i * run];
+    for (int64_t j = 1; j < run; ++j) total = combine(kReduce, total, totals[i * run + j]);
+    combined[i] = total;
+  }
+}
+
+// The column totals of neighbouring blocks are combined within each block: four at a time, two, three, then
+// what is left. Uses both arrays and returns the one with the result.
+template <class T>
+T* combine_columns(Reduce reduce, T* totals, int64_t blocks, int64_t width, T* spare) {
+  while (width > 1) {
+    const int64_t run = width % 4 == 0 ? 4 : width % 2 == 0 ? 2 : width % 3 == 0 ? 3 : width;
+    width /= run;
+    reduce == Reduce::max ? combine_runs<Reduce::max>(run, totals, blocks * width, spare)
+                          : combine_runs<Reduce::sum>(run, totals, blocks * width, spare);
+    T* const combined = spare;
+    spare = totals;
+    totals = combined;
+  }
+  return totals;
+}
+
+// Blocks so wide are combined along their columns as they are read, each by itself.
+bool is_wide(const Block& block) {
+  return block.m >= kChunk / 2;
+}
+
+// The columns of a row go in turn to so many totals, whatever the instruction set: sums do not depend on it.
+constexpr int64_t kLanes = 32;
+
+// The values of whole groups of kLanes columns summed, and added to the totals; returns how many columns.
+template <class Rule, class E, class T>
+int64_t add_to_lanes(const Rows<1, E>& row, int64_t from, int64_t n, T* lanes) {
+  constexpr int64_t kStep = kEntries<T>, kVectors = kLanes / kStep;
+  Vector<T> sums[kVectors]{};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC unroll 16
+    for (int64_t v = 0; v < kVectors; ++v) sums[v] += values_of_row<Rule, T>(row, 0, from + i + v * kStep);
+  }
+  for (int64_t v = 0; v < kVectors; ++v) {
+    store_vector<T>(load_vector(lanes + v * kStep) + sums[v], lanes + v * kStep);
+  }
+  return i;
+}
+
+// The values of a row combined with its totals. kChunk of them are summed first, so that long sums are sums
+// of short ones.
+template <class Rule, class E, class T>
+void combine_lanes(const Rows<1, E>& row, int64_t n, T* __restrict lanes) {
+  for (int64_t done = 0; done < n; done += kChunk) {
+    const int64_t some = min64(kChunk, n - done);
+    int64_t i = Rule::reduce == Reduce::max ? 0 : add_to_lanes<Rule>(row, done, some, lanes);
+    for (; i < some; i += kLanes) {
+      const int64_t few = min64(kLanes, some - i);
+      for (int64_t j = 0; j < few; ++j) {
+        lanes[j] = combine(Rule::reduce, lanes[j], Rule::template value<T>(row, 0, done + i + j));
+      }
+    }
+  }
+}
+
+// The total of a wide block over `rows` of its rows.
+template <class T>
+T wide_total(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t rows, int64_t block) {
+  T lanes[kLanes], spare[kLanes];
+  for (T& lane : lanes) lane = reduce_identity<T>(rule.reduce);
+  for (int64_t r = 0; r < rows; ++r) {
+    read_rows<1, T>(t, rule, row + r, block * t.block.m, t.block.m,
+                    [&](auto entry, const auto& run, int64_t, int64_t some) {
+                      combine_lanes<decltype(entry)>(run, some, lanes);
+                    });
+  }
+  return *combine_columns(rule.reduce, lanes, 1, kLanes, spare);
+}
+
+// The columns [col, col + n) of kTogether rows, n at most kSpan, combined with their totals.
+template <int64_t kTogether, class T>
+void column_totals(const BlockTensor& t, const UpdateRule& rule, bool first, int64_t row, int64_t col,
+                   int64_t n, T* totals) {
+  read_rows<kTogether, T>(t, rule, row, col, n,
+                          [&](auto entry, const auto& rows, int64_t done, int64_t some) {
+                            first ? combine_rows<decltype(entry), true>(rows, some, totals + done)
+                                  : combine_rows<decltype(entry), false>(rows, some, totals + done);
+                          });
+}
+
+// Blocks of one row whose columns are combined in fours as they are read.
+bool is_of_fours(const Block& block) {
+  return block.n == 1 && block.m % 4 == 0;
+}
+
+// The totals of neighbouring blocks over `rows` of their rows, in one of the two arrays of kSpan entries.
+template <class T>
+T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t rows, int64_t first,
+                int64_t blocks, T* one, T* other) {
+  if (is_wide(t.block)) {
+    for (int64_t b = 0; b < blocks; ++b) one[b] = wide_total<T>(t, rule, row, rows, first + b);
+    return one;
+  }
+  const int64_t col = first * t.block.m, n = blocks * t.block.m;
+  if (is_of_fours(t.block)) {
+    read_rows<1, T>(t, rule, row, col, n, [&](auto entry, const auto& run, int64_t done, int64_t some) {
+      combine_fours<decltype(entry)>(run, some / 4, one + done / 4);
+    });
+    return combine_columns(rule.reduce, one, blocks, t.block.m / 4, other);
+  }
+  for (int64_t r = 0; r < rows;) {
+    const bool together = rows - r >= kRows && t.matrix.cols >= kChunk;
+    together ? column_totals<kRows>(t, rule, r == 0, row + r, col, n, one)
+             : column_totals<1>(t, rule, r == 0, row + r, col, n, one);
+    r += together ? kRows : 1;
+  }
+  return combine_columns(rule.reduce, one, blocks, t.block.m, other);
+}
+
+}  // namespace
+}  // namespace pruneops::cpu::PRUNEOPS_ISA
