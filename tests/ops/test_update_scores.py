@@ -142,10 +142,17 @@ def test_input_that_the_metric_does_not_read_may_be_none(device, metric, weights
     assert_same(s, oracle.update_scores(score, weight, grad, dtype="float32", metric=metric))
 
 
+# Powers of two whose inverse is a normal number, a subnormal one and none, and what is no power of two.
+SCALES = [65536.0, -2.0, 2.0**-10, 2.0**-125, 2.0**126, 2.0**127, 2.0**-127, 2.0**-149, 3.0, 0.0, np.inf, np.nan]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("name", ["normal", "everything", "denormals"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [65536.0, 3.0, 2**-10, 0.0, np.inf])
-def test_grad_scale(device, dtype, scale):
-    check_update(device, *three("normal", (513,), (dtype,) * 3), dtypes=(dtype,) * 3, grad_scale=scale, **MOMENTUM)
+@pytest.mark.parametrize("scale", SCALES)
+def test_grad_scale(device, dtype, scale, name, skip):
+    arrays, dtypes = three(name, (513,), (dtype,) * 3), (dtype,) * 3
+    check_update(device, *arrays, dtypes=dtypes, grad_scale=scale, skip_nonfinite=skip, **MOMENTUM)
 
 
 def test_grad_scale_leaves_the_weight_alone(device):

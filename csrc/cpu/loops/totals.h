@@ -1,7 +1,7 @@
 // The values of the entries of blocks, combined: over rows for each column, then along the columns.
 #pragma once
 
-#include "chunk.h"
+#include "entry.h"
 #include "vector.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
@@ -41,7 +41,7 @@ bool lies_as(const BlockTensor& t, const UpdateRule& rule, Dtype dtype) {
   const auto lies = [&](bool is_read, Dtype own, const Strides& strides) {
     return !is_read || (own == dtype && strides.inner == 1);
   };
-  return t.matrix.inner == t.matrix.cols && rule.grad_scale == nullptr &&
+  return t.matrix.inner == t.matrix.cols && exact_inverse<float>(rule.grad_scale) != 0 &&
          lies(reads_weight(rule.metric), t.weight_dtype, t.weight_strides) &&
          lies(reads_grad(rule.metric), t.grad_dtype, t.grad_strides);
 }
@@ -61,48 +61,43 @@ Rows<kTogether, Element<kDtype>> rows_in_place(const BlockTensor& t, const Updat
   return rows;
 }
 
-// What is made of entries: what is not finite is dropped here, but in a signed sum, which is dropped whole.
-template <Metric kMetric, bool kDrop, Reduce kReduce>
-struct EntryRule {
+// The values of rows, and how they are combined: what is not finite is dropped here, but in a signed sum,
+// which is dropped whole.
+template <class Entry, Reduce kReduce>
+struct RowRule {
   static constexpr Reduce reduce = kReduce;
+  Entry entry;
 
-  template <class T, int64_t kTogether, class E>
-  static PRUNEOPS_HD T value(const Rows<kTogether, E>& rows, int64_t r, int64_t i) {
-    const T weight = reads_weight(kMetric) ? E::template load<T>(rows.w[r][i]) : T(0);
-    const T grad = reads_grad(kMetric) ? E::template load<T>(rows.g[r][i]) : T(0);
-    const T value = element_value<T>(kMetric, weight, grad, T(0));
-    return kDrop && kMetric != Metric::product ? finite_or_zero(value) : value;
+  template <int64_t kTogether, class E>
+  PRUNEOPS_HD auto value(const Rows<kTogether, E>& rows, int64_t r, int64_t i) const {
+    return entry.template value<E>(rows.w[r], rows.g[r], i);
   }
 };
 
-// f(EntryRule) with what of the rule the loops are compiled for.
-template <bool kDrop, class F>
-void visit_entry_rule_of(const UpdateRule& rule, const F& f) {
-  visit_metric(rule.metric, [&](auto constant) {
-    constexpr Metric kMetric = decltype(constant)::value;
-    rule.reduce == Reduce::max ? f(EntryRule<kMetric, kDrop, Reduce::max>{})
-                               : f(EntryRule<kMetric, kDrop, Reduce::sum>{});
+template <class T, class F>
+void visit_row_rule(const UpdateRule& rule, const F& f) {
+  const bool drops = rule.skip_nonfinite && rule.metric != Metric::product;
+  visit_entry_rule<T>(rule, drops, [&](auto entry) {
+    using Entry = decltype(entry);
+    rule.reduce == Reduce::max ? f(RowRule<Entry, Reduce::max>{entry})
+                               : f(RowRule<Entry, Reduce::sum>{entry});
   });
 }
-template <class F>
-void visit_entry_rule(const UpdateRule& rule, const F& f) {
-  rule.skip_nonfinite ? visit_entry_rule_of<true>(rule, f) : visit_entry_rule_of<false>(rule, f);
-}
 
-// f(EntryRule, Rows, done, some) for runs [col + done, col + done + some) of the columns [col, col + n) of
+// f(RowRule, Rows, done, some) for runs [col + done, col + done + some) of the columns [col, col + n) of
 // kTogether rows. All are one run where they are read in place; bfloat16 is, and is converted as it is
 // combined: rows of weights and gradients that are converted first fill the first-level cache.
 template <int64_t kTogether, class T, class F>
 void read_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col, int64_t n,
                const F& f) {
-  const auto run = [&](const auto& rows, int64_t done, int64_t some) {
-    visit_entry_rule(rule, [&](auto entry) { f(entry, rows, done, some); });
+  const auto run = [&](const UpdateRule& of, const auto& rows, int64_t done, int64_t some) {
+    visit_row_rule<T>(of, [&](auto values) { f(values, rows, done, some); });
   };
   constexpr Dtype kOwn = own_dtype<T>();
-  if (lies_as(t, rule, kOwn)) return run(rows_in_place<kTogether, kOwn>(t, rule, row, col), 0, n);
+  if (lies_as(t, rule, kOwn)) return run(rule, rows_in_place<kTogether, kOwn>(t, rule, row, col), 0, n);
   if constexpr (kOwn == Dtype::f32) {
     if (lies_as(t, rule, Dtype::bf16)) {
-      return run(rows_in_place<kTogether, Dtype::bf16>(t, rule, row, col), 0, n);
+      return run(rule, rows_in_place<kTogether, Dtype::bf16>(t, rule, row, col), 0, n);
     }
   }
   T weights[kTogether][kChunk], grads[kTogether][kChunk];
@@ -119,47 +114,47 @@ void read_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_
         rows.g[r] = unscale_chunk(g, rule.grad_scale, some, grads[r]);
       }
     }
-    run(rows, done, some);
+    run(unscaled(rule), rows, done, some);
   }
 }
 
 // totals = the values of the rows combined, and with the totals so far but where these are the first rows.
-template <class Rule, bool kFirst, int64_t kTogether, class E, class T>
-void combine_rows(const Rows<kTogether, E>& rows, int64_t n, T* __restrict totals) {
+template <bool kFirst, class Rule, int64_t kTogether, class E, class T>
+void combine_rows(const Rule rule, const Rows<kTogether, E>& rows, int64_t n, T* __restrict totals) {
   for (int64_t i = 0; i < n; ++i) {
-    T total = Rule::template value<T>(rows, 0, i);
+    T total = rule.value(rows, 0, i);
     if (!kFirst) total = combine(Rule::reduce, totals[i], total);
 #pragma GCC unroll 4
     for (int64_t r = 1; r < kTogether; ++r) {
-      total = combine(Rule::reduce, total, Rule::template value<T>(rows, r, i));
+      total = combine(Rule::reduce, total, rule.value(rows, r, i));
     }
     totals[i] = total;
   }
 }
 
 // The values of neighbouring columns as a vector. Unrolled, the loop would be taken for single entries.
-template <class Rule, class T, int64_t kTogether, class E>
-PRUNEOPS_HD Vector<T> values_of_row(const Rows<kTogether, E>& rows, int64_t r, int64_t i) {
+template <class T, class Rule, class E>
+PRUNEOPS_HD Vector<T> values_of_row(const Rule& rule, const Rows<1, E>& row, int64_t i) {
   T values[kEntries<T>];
 #pragma GCC unroll 1
-  for (int64_t j = 0; j < kEntries<T>; ++j) values[j] = Rule::template value<T>(rows, r, i + j);
+  for (int64_t j = 0; j < kEntries<T>; ++j) values[j] = rule.value(row, 0, i + j);
   return load_vector(values);
 }
 
 // Each four neighbouring values of a row become one of n totals.
 template <class Rule, class E, class T>
-void combine_fours(const Rows<1, E>& row, int64_t n, T* __restrict totals) {
+void combine_fours(const Rule rule, const Rows<1, E>& row, int64_t n, T* __restrict totals) {
   int64_t i = 0;
 #if defined(PRUNEOPS_SHUFFLES)
   if constexpr (Rule::reduce == Reduce::sum && IsSame<T, float>::value) {
     constexpr int64_t kStep = kEntries<T>;
-    const auto values = [&](int64_t at) { return values_of_row<Rule, T>(row, 0, 4 * i + at * kStep); };
+    const auto values = [&](int64_t at) { return values_of_row<T>(rule, row, 4 * i + at * kStep); };
     for (; i + kStep <= n; i += kStep) {
       store_vector(sums_of_fours(values(0), values(1), values(2), values(3)), totals + i);
     }
   }
 #endif
-  const auto value = [&](int64_t at) { return Rule::template value<T>(row, 0, 4 * i + at); };
+  const auto value = [&](int64_t at) { return rule.value(row, 0, 4 * i + at); };
   for (; i < n; ++i) {
     totals[i] = combine(Rule::reduce, combine(Rule::reduce, value(0), value(1)),
                         combine(Rule::reduce, value(2), value(3)));
@@ -171,7 +166,7 @@ template <Reduce kReduce, class T>
 void combine_runs(int64_t run, const T* __restrict totals, int64_t runs, T* __restrict combined) {
   if (run == 4) {
     const Rows<1, Element<own_dtype<T>()>> row{{totals}, {nullptr}};
-    return combine_fours<EntryRule<Metric::stored, false, kReduce>>(row, runs, combined);
+    return combine_fours(RowRule<EntryRule<Metric::stored, false, T>, kReduce>{}, row, runs, combined);
   }
   if (run == 2) {
     for (int64_t i = 0; i < runs; ++i) combined[i] = combine(kReduce, totals[2 * i], totals[2 * i + 1]);
@@ -217,13 +212,13 @@ constexpr int64_t kLanes = 32;
 
 // The values of whole groups of kLanes columns summed, and added to the totals; returns how many columns.
 template <class Rule, class E, class T>
-int64_t add_to_lanes(const Rows<1, E>& row, int64_t from, int64_t n, T* lanes) {
+int64_t add_to_lanes(const Rule& rule, const Rows<1, E>& row, int64_t from, int64_t n, T* lanes) {
   constexpr int64_t kStep = kEntries<T>, kVectors = kLanes / kStep;
   Vector<T> sums[kVectors]{};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
 #pragma GCC unroll 16
-    for (int64_t v = 0; v < kVectors; ++v) sums[v] += values_of_row<Rule, T>(row, 0, from + i + v * kStep);
+    for (int64_t v = 0; v < kVectors; ++v) sums[v] += values_of_row<T>(rule, row, from + i + v * kStep);
   }
   for (int64_t v = 0; v < kVectors; ++v) {
     store_vector<T>(load_vector(lanes + v * kStep) + sums[v], lanes + v * kStep);
@@ -234,14 +229,14 @@ int64_t add_to_lanes(const Rows<1, E>& row, int64_t from, int64_t n, T* lanes) {
 // The values of a row combined with its totals. kChunk of them are summed first, so that long sums are sums
 // of short ones.
 template <class Rule, class E, class T>
-void combine_lanes(const Rows<1, E>& row, int64_t n, T* __restrict lanes) {
+void combine_lanes(const Rule rule, const Rows<1, E>& row, int64_t n, T* __restrict lanes) {
   for (int64_t done = 0; done < n; done += kChunk) {
     const int64_t some = min64(kChunk, n - done);
-    int64_t i = Rule::reduce == Reduce::max ? 0 : add_to_lanes<Rule>(row, done, some, lanes);
+    int64_t i = Rule::reduce == Reduce::max ? 0 : add_to_lanes(rule, row, done, some, lanes);
     for (; i < some; i += kLanes) {
       const int64_t few = min64(kLanes, some - i);
       for (int64_t j = 0; j < few; ++j) {
-        lanes[j] = combine(Rule::reduce, lanes[j], Rule::template value<T>(row, 0, done + i + j));
+        lanes[j] = combine(Rule::reduce, lanes[j], rule.value(row, 0, done + i + j));
       }
     }
   }
@@ -254,8 +249,8 @@ T wide_total(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t 
   for (T& lane : lanes) lane = reduce_identity<T>(rule.reduce);
   for (int64_t r = 0; r < rows; ++r) {
     read_rows<1, T>(t, rule, row + r, block * t.block.m, t.block.m,
-                    [&](auto entry, const auto& run, int64_t, int64_t some) {
-                      combine_lanes<decltype(entry)>(run, some, lanes);
+                    [&](auto values, const auto& run, int64_t, int64_t some) {
+                      combine_lanes(values, run, some, lanes);
                     });
   }
   return *combine_columns(rule.reduce, lanes, 1, kLanes, spare);
@@ -266,9 +261,9 @@ template <int64_t kTogether, class T>
 void column_totals(const BlockTensor& t, const UpdateRule& rule, bool first, int64_t row, int64_t col,
                    int64_t n, T* totals) {
   read_rows<kTogether, T>(t, rule, row, col, n,
-                          [&](auto entry, const auto& rows, int64_t done, int64_t some) {
-                            first ? combine_rows<decltype(entry), true>(rows, some, totals + done)
-                                  : combine_rows<decltype(entry), false>(rows, some, totals + done);
+                          [&](auto values, const auto& rows, int64_t done, int64_t some) {
+                            first ? combine_rows<true>(values, rows, some, totals + done)
+                                  : combine_rows<false>(values, rows, some, totals + done);
                           });
 }
 
@@ -287,8 +282,8 @@ T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
   }
   const int64_t col = first * t.block.m, n = blocks * t.block.m;
   if (is_of_fours(t.block)) {
-    read_rows<1, T>(t, rule, row, col, n, [&](auto entry, const auto& run, int64_t done, int64_t some) {
-      combine_fours<decltype(entry)>(run, some / 4, one + done / 4);
+    read_rows<1, T>(t, rule, row, col, n, [&](auto values, const auto& run, int64_t done, int64_t some) {
+      combine_fours(values, run, some / 4, one + done / 4);
     });
     return combine_columns(rule.reduce, one, blocks, t.block.m / 4, other);
   }

@@ -1,81 +1,104 @@
 // Elementwise score updates.
 #pragma once
 
-#include "chunk.h"
+#include "entry.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
-// Entries that go through all loops of an update before the next ones are loaded: so few that the processor
-// looks ahead into the next loads while it computes.
+// Entries that are updated at a time where they do not go straight from memory to memory.
 constexpr int64_t kPiece = 256;
 
-// Updates the scores [at, at + n), n at most kPiece, and writes them to `target`: the scores themselves, past
-// the caches or not, or a buffer. Flat, since calls between the loops of a piece keep the processor from
-// looking ahead into the next.
-template <class T>
-[[gnu::flatten]] void update_piece(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n,
-                                   void* target, bool past) {
-  T weights[kPiece], grads[kPiece], values[kPiece];
-  const T* w = reads_weight(rule.metric) ? load_chunk(t.weight, t.weight_dtype, at, n, weights) : nullptr;
-  const T* g = reads_grad(rule.metric) ? load_chunk(t.grad, t.grad_dtype, at, n, grads) : nullptr;
-  if (g != nullptr) g = unscale_chunk(g, rule.grad_scale, n, grads);
-  Ahead(t.weight, t.weight_dtype, at).ask_for(n);
-  Ahead(t.grad, t.grad_dtype, at).ask_for(n);
-  values_of<T>(rule.metric, w, g, nullptr, n, values);
-  if (rule.reads_score()) Ahead(t.score, t.score_dtype, at).ask_for(n);
-  if (rule.skip_nonfinite) drop_nonfinite(values, n);
-  if (past) return blend_past(t.score_dtype, n, rule, values, target);
-  blend_into(advance(t.score, t.score_dtype, at), t.score_dtype, n, rule, values, target);
+// n scores stored as S from weights and gradients stored as E, written to `updated`, which may be the scores.
+// All that the loop reads is its own: what a lambda holds a write to a score could change.
+template <bool kReads, class S, class E, class Entry, class T>
+void blend_entries(const Entry entry, T alpha, T beta, const typename E::type* w, const typename E::type* g,
+                   const typename S::type* score, int64_t n, typename S::type* updated) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const T old = kReads ? S::template load<T>(score[i]) : T(0);
+    updated[i] = S::store(blend(kReads, alpha, old, beta, entry.template value<E>(w, g, i)));
+  }
 }
-
-// Whether an update is one formula over what lies in memory as T.
-template <class T>
-bool is_plain(const UpdateTensor& t, const UpdateRule& rule) {
-  constexpr Dtype own = own_dtype<T>();
-  return t.score_dtype == own && (!reads_weight(rule.metric) || t.weight_dtype == own) &&
-         (!reads_grad(rule.metric) || t.grad_dtype == own) && rule.grad_scale == nullptr &&
-         !rule.skip_nonfinite;
-}
-
-// Such an update of any n scores: one loop without buffers, in which the processor looks ahead by itself.
-template <class T>
-void update_plain(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
+template <class S, class E, class T>
+void update_entries(const UpdateRule& rule, const typename E::type* w, const typename E::type* g,
+                    const typename S::type* score, int64_t n, typename S::type* updated) {
   const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
-  const T* w = reads_weight(rule.metric) ? static_cast<const T*>(t.weight) + at : nullptr;
-  const T* g = reads_grad(rule.metric) ? static_cast<const T*>(t.grad) + at : nullptr;
-  const T* score = static_cast<const T*>(t.score) + at;
-  T* updated = static_cast<T*>(target);
-  visit_metric(rule.metric, [&](auto constant) {
-    constexpr Metric kMetric = decltype(constant)::value;
-    const auto value = [&](int64_t i) {
-      return element_value<T>(kMetric, reads_weight(kMetric) ? w[i] : T(0), reads_grad(kMetric) ? g[i] : T(0),
-                              T(0));
-    };
-    if (rule.reads_score()) {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) updated[i] = blend(true, alpha, score[i], beta, value(i));
-    } else {
-#pragma GCC ivdep
-      for (int64_t i = 0; i < n; ++i) updated[i] = blend(false, alpha, T(0), beta, value(i));
-    }
+  visit_entry_rule<T>(rule, rule.skip_nonfinite, [&](auto entry) {
+    rule.reads_score() ? blend_entries<true, S, E>(entry, alpha, beta, w, g, score, n, updated)
+                       : blend_entries<false, S, E>(entry, alpha, beta, w, g, score, n, updated);
   });
 }
 
-// Any update of any n scores.
+// f(S, E) where the scores of a tensor are stored as S, what is read as E, and there are loops for both:
+// scores are T or what is read. False where there are none, or no inverse of the scale.
+template <class T, class F>
+bool visit_stored(const UpdateTensor& t, const UpdateRule& rule, const F& f) {
+  constexpr Dtype kOwn = own_dtype<T>();
+  const Dtype read = reads_weight(rule.metric) ? t.weight_dtype : t.grad_dtype;
+  const bool alike = !reads_grad(rule.metric) || t.grad_dtype == read;
+  if (!alike || (t.score_dtype != kOwn && t.score_dtype != read)) return false;
+  if (exact_inverse<T>(rule.grad_scale) == T(0)) return false;
+  bool visited = false;
+  visit_dtype(read, [&](auto element) {
+    using E = decltype(element);
+    if constexpr (IsSame<E, Element<Dtype::f64>>::value == IsSame<T, double>::value) {
+      visited = true;
+      t.score_dtype == kOwn ? f(Element<kOwn>{}, E{}) : f(E{}, E{});
+    }
+  });
+  return visited;
+}
+
+// The same for any dtypes and scales: all is loaded as T, updated and stored.
 template <class T>
-void update_chunk_as(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target,
-                     bool past) {
-  if (!past && is_plain<T>(t, rule)) return update_plain<T>(t, rule, at, n, target);
-  for (int64_t done = 0; done < n; done += kPiece) {
-    const int64_t piece = min64(kPiece, n - done);
-    update_piece<T>(t, rule, at + done, piece, advance(target, t.score_dtype, done), past);
+void update_loaded(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
+  T weights[kPiece], grads[kPiece], scores[kPiece];
+  const T* w = reads_weight(rule.metric) ? load_chunk(t.weight, t.weight_dtype, at, n, weights) : nullptr;
+  const T* g = reads_grad(rule.metric) ? load_chunk(t.grad, t.grad_dtype, at, n, grads) : nullptr;
+  const T* score = rule.reads_score() ? load_chunk(t.score, t.score_dtype, at, n, scores) : nullptr;
+  if (g != nullptr) g = unscale_chunk(g, rule.grad_scale, n, grads);
+  using Own = Element<own_dtype<T>()>;
+  update_entries<Own, Own, T>(unscaled(rule), w, g, score, n, scores);
+  store_chunk(target, t.score_dtype, 0, n, scores);
+}
+
+// Updates the scores [at, at + n) of a tensor and writes them to `target`.
+template <class T>
+void update_any(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
+  const bool done = visit_stored<T>(t, rule, [&](auto scores, auto read) {
+    using S = decltype(scores);
+    using E = decltype(read);
+    const auto entry = [&](const void* data, auto element) {
+      return static_cast<const typename decltype(element)::type*>(data) + at;
+    };
+    update_entries<S, E, T>(rule, reads_weight(rule.metric) ? entry(t.weight, read) : nullptr,
+                            reads_grad(rule.metric) ? entry(t.grad, read) : nullptr, entry(t.score, scores),
+                            n, static_cast<typename S::type*>(target));
+  });
+  if (done) return;
+  for (int64_t from = 0; from < n; from += kPiece) {
+    update_loaded<T>(t, rule, at + from, min64(kPiece, n - from), advance(target, t.score_dtype, from));
   }
 }
-void update_chunk(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target,
-                  bool past = false) {
-  t.wide() ? update_chunk_as<double>(t, rule, at, n, target, past)
-           : update_chunk_as<float>(t, rule, at, n, target, past);
+void update_chunk(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n, void* target) {
+  t.wide() ? update_any<double>(t, rule, at, n, target) : update_any<float>(t, rule, at, n, target);
+}
+
+// The same, written past the caches. Such writes keep the processor from looking ahead, but for entries of
+// half types, which are few lines: asking for those takes longer than it saves.
+[[gnu::always_inline]] inline void ask_ahead(const void* data, Dtype dtype, int64_t at, int64_t n) {
+  if (entry_bytes(dtype) > 2) Ahead(data, dtype, at).ask_for(n);
+}
+void update_past(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64_t n) {
+  alignas(kPast) char some[kPiece * sizeof(double)];
+  for (int64_t done = 0; done < n; done += kPiece) {
+    const int64_t piece = min64(kPiece, n - done);
+    ask_ahead(t.weight, t.weight_dtype, at + done, piece);
+    ask_ahead(t.grad, t.grad_dtype, at + done, piece);
+    update_chunk(t, rule, at + done, piece, some);
+    write_past_caches(some, piece * entry_bytes(t.score_dtype), advance(t.score, t.score_dtype, at + done));
+  }
 }
 
 void update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule& rule, const Pool& pool) {
@@ -83,7 +106,8 @@ void update_scores(const UpdateTensor* tensors, int64_t count, const UpdateRule&
   const bool past = writes_past(tensors, count, rule, [](const UpdateTensor& t) { return t.numel; });
   FlatTiles<UpdateTensor>(tensors, count)
       .for_all(pool, [&](const UpdateTensor& t, int64_t begin, int64_t length, int64_t) {
-        update_chunk(t, rule, begin, length, advance(t.score, t.score_dtype, begin), past);
+        past ? update_past(t, rule, begin, length)
+             : update_chunk(t, rule, begin, length, advance(t.score, t.score_dtype, begin));
       });
 }
 
