@@ -87,14 +87,38 @@ void store_chunk(void* data, Dtype dtype, int64_t begin, int64_t n, const T* val
   });
 }
 
-// v for n entries, from chunks of what the metric reads; a chunk that it does not read may be null.
-template <class T>
-void values_of(Metric metric, const T* w, const T* g, const float* norm, int64_t n, T* v) {
+// f(E) where all that a metric reads is stored as E, and there are loops over T that read it as it lies: T
+// itself and, for float, half types. False where there are none.
+template <class T, class F>
+bool visit_alike(Metric metric, Dtype weight, Dtype grad, const F& f) {
+  if (reads_weight(metric) && reads_grad(metric) && weight != grad) return false;
+  bool visited = false;
+  visit_dtype(reads_weight(metric) ? weight : grad, [&](auto element) {
+    using E = decltype(element);
+    if constexpr (IsSame<E, Element<Dtype::f64>>::value == IsSame<T, double>::value) {
+      visited = true;
+      f(element);
+    }
+  });
+  return visited;
+}
+
+// Entries from `begin` on, stored as E; null stays null.
+template <class E>
+const typename E::type* entries_of(const void* data, int64_t begin) {
+  return data == nullptr ? nullptr : static_cast<const typename E::type*>(data) + begin;
+}
+
+// v for n entries of what the metric reads, stored as E; what it does not read may be null. Not inlined: flat
+// functions would hold all of its loops many times.
+template <class E, class T>
+[[gnu::noinline]] void values_of(Metric metric, const typename E::type* w, const typename E::type* g,
+                                 const float* norm, int64_t n, T* v) {
   visit_metric(metric, [&](auto constant) {
     constexpr Metric kMetric = decltype(constant)::value;
     for (int64_t i = 0; i < n; ++i) {
-      const T weight = reads_weight(kMetric) ? w[i] : T(0);
-      const T grad = reads_grad(kMetric) ? g[i] : T(0);
+      const T weight = reads_weight(kMetric) ? E::template load<T>(w[i]) : T(0);
+      const T grad = reads_grad(kMetric) ? E::template load<T>(g[i]) : T(0);
       const T scale = kMetric == Metric::wanda ? static_cast<T>(norm[i]) : T(0);
       v[i] = element_value<T>(kMetric, weight, grad, scale);
     }
@@ -154,25 +178,34 @@ void blend_past(Dtype dtype, int64_t n, const UpdateRule& rule, const T* v, void
   }
 }
 
-// The scores of a selection: the entries [begin, begin + n), n at most kChunk, stored or made on the fly.
-template <class T>
-const T* score_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, T* buffer) {
-  T weight_buffer[kChunk], grad_buffer[kChunk];
-  const T* w = nullptr;
-  const T* g = nullptr;
-  if (metric == Metric::stored) return load_chunk(tensor.weight, tensor.weight_dtype, begin, n, buffer);
-  if (reads_weight(metric)) w = load_chunk(tensor.weight, tensor.weight_dtype, begin, n, weight_buffer);
-  if (reads_grad(metric)) g = load_chunk(tensor.grad, tensor.grad_dtype, begin, n, grad_buffer);
-  if (metric != Metric::wanda) {
-    values_of<T>(metric, w, g, nullptr, n, buffer);
-    return buffer;
-  }
+// The values of the entries [begin, begin + n) of a selection from what its metric reads of them, stored as
+// E.
+template <class E, class T>
+void selection_values(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n,
+                      const typename E::type* w, const typename E::type* g, T* v) {
+  if (metric != Metric::wanda) return values_of<E>(metric, w, g, nullptr, n, v);
   for (int64_t done = 0; done < n;) {  // the norms start again with each row
     const int64_t col = (begin + done) % tensor.cols;
     const int64_t run = min64(n - done, tensor.cols - col);
-    values_of<T>(metric, w + done, nullptr, tensor.norm + col, run, buffer + done);
+    values_of<E>(metric, w + done, nullptr, tensor.norm + col, run, v + done);
     done += run;
   }
+}
+
+// The scores of a selection: the entries [begin, begin + n), n at most kChunk, stored or made on the fly.
+template <class T>
+const T* score_chunk(const SelectTensor& tensor, Metric metric, int64_t begin, int64_t n, T* buffer) {
+  if (metric == Metric::stored) return load_chunk(tensor.weight, tensor.weight_dtype, begin, n, buffer);
+  const bool made = visit_alike<T>(metric, tensor.weight_dtype, tensor.grad_dtype, [&](auto element) {
+    using E = decltype(element);
+    selection_values<E>(tensor, metric, begin, n, entries_of<E>(tensor.weight, begin),
+                        entries_of<E>(tensor.grad, begin), buffer);
+  });
+  if (made) return buffer;
+  T weights[kChunk], grads[kChunk];
+  const T* w = load_chunk(tensor.weight, tensor.weight_dtype, begin, n, weights);
+  const T* g = load_chunk(tensor.grad, tensor.grad_dtype, begin, n, grads);
+  selection_values<Element<own_dtype<T>()>>(tensor, metric, begin, n, w, g, buffer);
   return buffer;
 }
 

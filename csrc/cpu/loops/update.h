@@ -10,10 +10,12 @@ namespace {
 constexpr int64_t kPiece = 256;
 
 // n scores stored as S from weights and gradients stored as E, written to `updated`, which may be the scores.
-// All that the loop reads is its own: what a lambda holds a write to a score could change.
+// All that the loop reads is its own: what a lambda holds a write to a score could change. Not inlined: flat
+// functions would hold all of these loops many times.
 template <bool kReads, class S, class E, class Entry, class T>
-void blend_entries(const Entry entry, T alpha, T beta, const typename E::type* w, const typename E::type* g,
-                   const typename S::type* score, int64_t n, typename S::type* updated) {
+[[gnu::noinline]] void blend_entries(const Entry entry, T alpha, T beta, const typename E::type* w,
+                                     const typename E::type* g, const typename S::type* score, int64_t n,
+                                     typename S::type* updated) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     const T old = kReads ? S::template load<T>(score[i]) : T(0);
@@ -36,18 +38,11 @@ template <class T, class F>
 bool visit_stored(const UpdateTensor& t, const UpdateRule& rule, const F& f) {
   constexpr Dtype kOwn = own_dtype<T>();
   const Dtype read = reads_weight(rule.metric) ? t.weight_dtype : t.grad_dtype;
-  const bool alike = !reads_grad(rule.metric) || t.grad_dtype == read;
-  if (!alike || (t.score_dtype != kOwn && t.score_dtype != read)) return false;
+  if (t.score_dtype != kOwn && t.score_dtype != read) return false;
   if (exact_inverse<T>(rule.grad_scale) == T(0)) return false;
-  bool visited = false;
-  visit_dtype(read, [&](auto element) {
-    using E = decltype(element);
-    if constexpr (IsSame<E, Element<Dtype::f64>>::value == IsSame<T, double>::value) {
-      visited = true;
-      t.score_dtype == kOwn ? f(Element<kOwn>{}, E{}) : f(E{}, E{});
-    }
+  return visit_alike<T>(rule.metric, t.weight_dtype, t.grad_dtype, [&](auto element) {
+    t.score_dtype == kOwn ? f(Element<kOwn>{}, element) : f(element, element);
   });
-  return visited;
 }
 
 // The same for any dtypes and scales: all is loaded as T, updated and stored.
@@ -69,12 +64,8 @@ void update_any(const UpdateTensor& t, const UpdateRule& rule, int64_t at, int64
   const bool done = visit_stored<T>(t, rule, [&](auto scores, auto read) {
     using S = decltype(scores);
     using E = decltype(read);
-    const auto entry = [&](const void* data, auto element) {
-      return static_cast<const typename decltype(element)::type*>(data) + at;
-    };
-    update_entries<S, E, T>(rule, reads_weight(rule.metric) ? entry(t.weight, read) : nullptr,
-                            reads_grad(rule.metric) ? entry(t.grad, read) : nullptr, entry(t.score, scores),
-                            n, static_cast<typename S::type*>(target));
+    update_entries<S, E, T>(rule, entries_of<E>(t.weight, at), entries_of<E>(t.grad, at),
+                            entries_of<S>(t.score, at), n, static_cast<typename S::type*>(target));
   });
   if (done) return;
   for (int64_t from = 0; from < n; from += kPiece) {
