@@ -49,13 +49,19 @@ def _compiled(data: Data) -> None:
         _formula(score, weight, grad, data.block)
 
 
+def _read(data: Data) -> None:
+    """Reads what an update reads and writes nothing: no update of large blocks can be faster."""
+    for weight, grad in zip(data.weights, data.grads, strict=True):
+        torch.dot(weight.view(-1), grad.view(-1))
+
+
 def cases(config: Config) -> Iterator[Case]:
     peers = {
         "pruneops": _ours,
         "INC eager": _layerwise(inc_mean),
         "reshape + mean": _layerwise(lambda x, block: as_blocks(x, block).mean((1, 3))),
     }
-    compiled = {**peers, "torch.compile": _compiled}
+    compiled = {**peers, "torch.compile": _compiled, "torch.dot (only reads)": _read}
     fastest = config.peers(peers, "reshape + mean")
     fp32, bf16 = torch.float32, torch.bfloat16
 
