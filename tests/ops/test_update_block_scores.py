@@ -183,7 +183,7 @@ def test_opposite_infinities(device, metric):
     assert np.isnan(array(score)[0, 0]) == (metric == "mask_gradient")
 
 
-@pytest.mark.parametrize("shape, block", [
+@pytest.mark.parametrize(("shape", "block"), [
     ((16, 64), (4, 8)), ((8, 1100), (4, 1)), ((5, 1100), (1, 4)), ((3, 2048), (1, -1)), ((6, 1030), (1, 5)),
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -237,7 +237,7 @@ def test_found_inf(device, found, metric):
 @pytest.mark.parametrize("scale", [3.0, 1024.0, 2.0**100])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    "shape, block", [((8, 8), (2, 2)), ((4, 1100), (4, 1)), ((3, 1100), (1, 4)), ((3, 2048), (1, -1))]
+    ("shape", "block"), [((8, 8), (2, 2)), ((4, 1100), (4, 1)), ((3, 1100), (1, 4)), ((3, 2048), (1, -1))]
 )
 def test_grad_scale_divides_the_gradient(device, shape, block, dtype, scale):
     dtypes = ("float32", dtype, dtype)

@@ -36,27 +36,23 @@ struct Rows {
   const typename E::type* g[kTogether];
 };
 
-// Whether what is read lies side by side as entries of `dtype`, to be read in place.
-bool lies_as(const BlockTensor& t, const UpdateRule& rule, Dtype dtype) {
-  const auto lies = [&](bool is_read, Dtype own, const Strides& strides) {
-    return !is_read || (own == dtype && strides.inner == 1);
-  };
+// Whether what is read lies side by side, and its scale has an inverse.
+bool lies_in_rows(const BlockTensor& t, const UpdateRule& rule) {
   return t.matrix.inner == t.matrix.cols && exact_inverse<float>(rule.grad_scale) != 0 &&
-         lies(reads_weight(rule.metric), t.weight_dtype, t.weight_strides) &&
-         lies(reads_grad(rule.metric), t.grad_dtype, t.grad_strides);
+         (!reads_weight(rule.metric) || t.weight_strides.inner == 1) &&
+         (!reads_grad(rule.metric) || t.grad_strides.inner == 1);
 }
 
-template <int64_t kTogether, Dtype kDtype>
-Rows<kTogether, Element<kDtype>> rows_in_place(const BlockTensor& t, const UpdateRule& rule, int64_t row,
-                                               int64_t col) {
-  using Entry = typename Element<kDtype>::type;
-  const auto entry = [&](const void* data, const Strides& strides, int64_t r) {
-    return static_cast<const Entry*>(data) + t.matrix.offset(strides, row + r, col);
-  };
-  Rows<kTogether, Element<kDtype>> rows{};
+template <int64_t kTogether, class E>
+Rows<kTogether, E> rows_in_place(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col) {
+  Rows<kTogether, E> rows{};
   for (int64_t r = 0; r < kTogether; ++r) {
-    if (reads_weight(rule.metric)) rows.w[r] = entry(t.weight, t.weight_strides, r);
-    if (reads_grad(rule.metric)) rows.g[r] = entry(t.grad, t.grad_strides, r);
+    if (reads_weight(rule.metric)) {
+      rows.w[r] = entries_of<E>(t.weight, t.matrix.offset(t.weight_strides, row + r, col));
+    }
+    if (reads_grad(rule.metric)) {
+      rows.g[r] = entries_of<E>(t.grad, t.matrix.offset(t.grad_strides, row + r, col));
+    }
   }
   return rows;
 }
@@ -72,6 +68,15 @@ struct RowRule {
   PRUNEOPS_HD auto value(const Rows<kTogether, E>& rows, int64_t r, int64_t i) const {
     return entry.template value<E>(rows.w[r], rows.g[r], i);
   }
+
+  // The values of neighbouring columns. Unrolled, the loop would be taken for single entries.
+  template <class T, class E>
+  PRUNEOPS_HD Vector<T> values(const Rows<1, E>& row, int64_t i) const {
+    T values[kEntries<T>];
+#pragma GCC unroll 1
+    for (int64_t j = 0; j < kEntries<T>; ++j) values[j] = value(row, 0, i + j);
+    return load_vector(values);
+  }
 };
 
 template <class T, class F>
@@ -85,25 +90,29 @@ void visit_row_rule(const UpdateRule& rule, const F& f) {
 }
 
 // f(RowRule, Rows, done, some) for runs [col + done, col + done + some) of the columns [col, col + n) of
-// kTogether rows. All are one run where they are read in place; bfloat16 is, and is converted as it is
-// combined: rows of weights and gradients that are converted first fill the first-level cache.
-template <int64_t kTogether, class T, class F>
+// kTogether rows. All are one run where they are read in place. Half types are, and are converted as they are
+// combined, since several rows of weights and gradients that are converted first fill the first-level cache;
+// but not those that are combined in vectors, kInVectors, which would be half as wide.
+template <int64_t kTogether, bool kInVectors, class T, class F>
 void read_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col, int64_t n,
                const F& f) {
   const auto run = [&](const UpdateRule& of, const auto& rows, int64_t done, int64_t some) {
     visit_row_rule<T>(of, [&](auto values) { f(values, rows, done, some); });
   };
-  constexpr Dtype kOwn = own_dtype<T>();
-  if (lies_as(t, rule, kOwn)) return run(rule, rows_in_place<kTogether, kOwn>(t, rule, row, col), 0, n);
-  if constexpr (kOwn == Dtype::f32) {
-    if (lies_as(t, rule, Dtype::bf16)) {
-      return run(rule, rows_in_place<kTogether, Dtype::bf16>(t, rule, row, col), 0, n);
+  bool in_place = false;
+  const auto run_in_place = [&](auto element) {
+    using E = decltype(element);
+    if constexpr (!kInVectors || IsSame<typename E::type, T>::value) {
+      in_place = true;
+      run(rule, rows_in_place<kTogether, E>(t, rule, row, col), 0, n);
     }
-  }
+  };
+  if (lies_in_rows(t, rule)) visit_alike<T>(rule.metric, t.weight_dtype, t.grad_dtype, run_in_place);
+  if (in_place) return;
   T weights[kTogether][kChunk], grads[kTogether][kChunk];
   for (int64_t done = 0; done < n; done += kChunk) {
     const int64_t some = min64(kChunk, n - done), from = col + done;
-    Rows<kTogether, Element<kOwn>> rows{};
+    Rows<kTogether, Element<own_dtype<T>()>> rows{};
     for (int64_t r = 0; r < kTogether; ++r) {
       if (reads_weight(rule.metric)) {
         rows.w[r] =
@@ -132,15 +141,6 @@ void combine_rows(const Rule rule, const Rows<kTogether, E>& rows, int64_t n, T*
   }
 }
 
-// The values of neighbouring columns as a vector. Unrolled, the loop would be taken for single entries.
-template <class T, class Rule, class E>
-PRUNEOPS_HD Vector<T> values_of_row(const Rule& rule, const Rows<1, E>& row, int64_t i) {
-  T values[kEntries<T>];
-#pragma GCC unroll 1
-  for (int64_t j = 0; j < kEntries<T>; ++j) values[j] = rule.value(row, 0, i + j);
-  return load_vector(values);
-}
-
 // Each four neighbouring values of a row become one of n totals.
 template <class Rule, class E, class T>
 void combine_fours(const Rule rule, const Rows<1, E>& row, int64_t n, T* __restrict totals) {
@@ -148,7 +148,7 @@ void combine_fours(const Rule rule, const Rows<1, E>& row, int64_t n, T* __restr
 #if defined(PRUNEOPS_SHUFFLES)
   if constexpr (Rule::reduce == Reduce::sum && IsSame<T, float>::value) {
     constexpr int64_t kStep = kEntries<T>;
-    const auto values = [&](int64_t at) { return values_of_row<T>(rule, row, 4 * i + at * kStep); };
+    const auto values = [&](int64_t at) { return rule.template values<T>(row, 4 * i + at * kStep); };
     for (; i + kStep <= n; i += kStep) {
       store_vector(sums_of_fours(values(0), values(1), values(2), values(3)), totals + i);
     }
@@ -218,7 +218,7 @@ int64_t add_to_lanes(const Rule& rule, const Rows<1, E>& row, int64_t from, int6
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
 #pragma GCC unroll 16
-    for (int64_t v = 0; v < kVectors; ++v) sums[v] += values_of_row<T>(rule, row, from + i + v * kStep);
+    for (int64_t v = 0; v < kVectors; ++v) sums[v] += rule.template values<T>(row, from + i + v * kStep);
   }
   for (int64_t v = 0; v < kVectors; ++v) {
     store_vector<T>(load_vector(lanes + v * kStep) + sums[v], lanes + v * kStep);
@@ -248,10 +248,10 @@ T wide_total(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t 
   T lanes[kLanes], spare[kLanes];
   for (T& lane : lanes) lane = reduce_identity<T>(rule.reduce);
   for (int64_t r = 0; r < rows; ++r) {
-    read_rows<1, T>(t, rule, row + r, block * t.block.m, t.block.m,
-                    [&](auto values, const auto& run, int64_t, int64_t some) {
-                      combine_lanes(values, run, some, lanes);
-                    });
+    read_rows<1, true, T>(t, rule, row + r, block * t.block.m, t.block.m,
+                          [&](auto values, const auto& run, int64_t, int64_t some) {
+                            combine_lanes(values, run, some, lanes);
+                          });
   }
   return *combine_columns(rule.reduce, lanes, 1, kLanes, spare);
 }
@@ -260,11 +260,11 @@ T wide_total(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t 
 template <int64_t kTogether, class T>
 void column_totals(const BlockTensor& t, const UpdateRule& rule, bool first, int64_t row, int64_t col,
                    int64_t n, T* totals) {
-  read_rows<kTogether, T>(t, rule, row, col, n,
-                          [&](auto values, const auto& rows, int64_t done, int64_t some) {
-                            first ? combine_rows<true>(values, rows, some, totals + done)
-                                  : combine_rows<false>(values, rows, some, totals + done);
-                          });
+  read_rows<kTogether, false, T>(t, rule, row, col, n,
+                                 [&](auto values, const auto& rows, int64_t done, int64_t some) {
+                                   first ? combine_rows<true>(values, rows, some, totals + done)
+                                         : combine_rows<false>(values, rows, some, totals + done);
+                                 });
 }
 
 // Blocks of one row whose columns are combined in fours as they are read.
@@ -282,9 +282,10 @@ T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
   }
   const int64_t col = first * t.block.m, n = blocks * t.block.m;
   if (is_of_fours(t.block)) {
-    read_rows<1, T>(t, rule, row, col, n, [&](auto values, const auto& run, int64_t done, int64_t some) {
-      combine_fours(values, run, some / 4, one + done / 4);
-    });
+    read_rows<1, true, T>(t, rule, row, col, n,
+                          [&](auto values, const auto& run, int64_t done, int64_t some) {
+                            combine_fours(values, run, some / 4, one + done / 4);
+                          });
     return combine_columns(rule.reduce, one, blocks, t.block.m / 4, other);
   }
   for (int64_t r = 0; r < rows;) {

@@ -2,7 +2,7 @@
 // in registers by itself.
 #pragma once
 
-#include "../../math/metric.h"
+#include "../../math/portable.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
