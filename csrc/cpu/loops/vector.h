@@ -50,17 +50,18 @@ using AllLanes =
     Lanes<0, 1, 2, 3>;
 #endif
 
+// The even or the odd entries of a and b, two of each in turn: shuffles within 16 bytes take the least time.
 template <int kOdd, int... kLane>
 PRUNEOPS_HD Vector<float> pick(const Vector<float>& a, const Vector<float>& b, Lanes<kLane...>) {
   constexpr int kSize = kEntries<float>;
   return __builtin_shufflevector(a, b, (kLane % 4 < 2 ? 0 : kSize) + kLane / 4 * 4 + kLane % 2 * 2 + kOdd...);
 }
-// The sums of pairs of entries: of a and b, two of each in turn, as shuffles within 16 bytes take the least
-// time.
+// The sums of pairs of entries, in the same order.
 PRUNEOPS_HD Vector<float> sums_of_pairs(const Vector<float>& a, const Vector<float>& b) {
   return pick<0>(a, b, AllLanes{}) + pick<1>(a, b, AllLanes{});
 }
 
+// What two such steps make of four vectors, in the order of the vectors.
 template <int... kLane>
 PRUNEOPS_HD Vector<float> in_order(const Vector<float>& v, Lanes<kLane...>) {
   constexpr int kFours = kEntries<float> / 4;
