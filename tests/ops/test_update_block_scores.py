@@ -60,8 +60,12 @@ def test_blocks(device, block, metric):
 
 @pytest.mark.parametrize("cols", [1, 2, 7, 8, 9, 31, 32, 33, 255, 256, 257, 1023, 1024, 1025, 4096, 4097])
 @pytest.mark.parametrize("block", [(4, 1), (1, -1), (2, -1)])
-def test_widths(device, cols, block):
-    check_blocks(device, *arrays((8, cols), block), block=block, metric="snip", reduce="sum")
+@pytest.mark.parametrize(
+    ("dtype", "reduce", "alpha"), [("float32", "sum", 0.0), ("float32", "mean", 0.9), ("float64", "mean", 0.9)]
+)
+def test_widths(device, cols, block, dtype, reduce, alpha):
+    dtypes, how = (dtype,) * 3, {"metric": "snip", "reduce": reduce, "alpha": alpha}
+    check_blocks(device, *arrays((8, cols), block, dtypes=dtypes), block=block, dtypes=dtypes, **how)
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max"])

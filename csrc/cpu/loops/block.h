@@ -53,6 +53,35 @@ int64_t stripes_in_row(const BlockTensor& t) {
   return ceil_div(t.grid_cols(), stripe_blocks(t.block));
 }
 
+// Whether blocks are one column of rows that are all read together, so that their means go straight into the
+// scores, which are then read as evenly as all else.
+template <class T>
+bool goes_straight(const BlockTensor& t, const UpdateRule& rule) {
+  return t.block.n == kRows && t.block.m == 1 && t.matrix.cols >= kChunk && rule.reduce == Reduce::mean &&
+         rule.metric != Metric::product && rule.reads_score() && t.score_dtype == own_dtype<T>();
+}
+
+template <class Rule, class E, class T>
+void blend_means(const Rule rule, const Rows<kRows, E> rows, T alpha, T beta, int64_t n, T* scores) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const T mean = finish_block(Reduce::mean, rule.total(rows, i), kRows);
+    scores[i] = blend(true, alpha, scores[i], beta, mean);
+  }
+}
+template <class T>
+void update_straight(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t first,
+                     int64_t blocks) {
+  T* const scores = static_cast<T*>(t.score) + block_row * t.grid_cols() + first;
+  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
+  read_rows<kRows, false, T>(t, rule, block_row * kRows, first, blocks,
+                             [&](auto values, const auto& rows, int64_t done, int64_t some) {
+                               if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
+                                 blend_means(values, rows, alpha, beta, some, scores + done);
+                               }
+                             });
+}
+
 // Neighbouring blocks of a part of a row of blocks, from block `first` on.
 template <class T>
 void update_part(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t block_row, int64_t part,
@@ -86,6 +115,7 @@ void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int6
   const int64_t down = stripe / stripes_in_row(t),
                 first = stripe % stripes_in_row(t) * stripe_blocks(t.block);
   const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first), parts = parts_of(t);
+  if (goes_straight<T>(t, rule)) return update_straight<T>(t, rule, down, first, blocks);
   update_part<T>(t, rule, past, down / parts, down % parts, first, blocks, part_totals);
 }
 

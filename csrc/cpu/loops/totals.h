@@ -69,6 +69,15 @@ struct RowRule {
     return entry.template value<E>(rows.w[r], rows.g[r], i);
   }
 
+  // The value of a column over all rows.
+  template <int64_t kTogether, class E>
+  PRUNEOPS_HD auto total(const Rows<kTogether, E>& rows, int64_t i) const {
+    auto total = value(rows, 0, i);
+#pragma GCC unroll 4
+    for (int64_t r = 1; r < kTogether; ++r) total = combine(kReduce, total, value(rows, r, i));
+    return total;
+  }
+
   // The values of neighbouring columns. Unrolled, the loop would be taken for single entries.
   template <class T, class E>
   PRUNEOPS_HD Vector<T> values(const Rows<1, E>& row, int64_t i) const {
@@ -131,13 +140,8 @@ void read_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_
 template <bool kFirst, class Rule, int64_t kTogether, class E, class T>
 void combine_rows(const Rule rule, const Rows<kTogether, E>& rows, int64_t n, T* __restrict totals) {
   for (int64_t i = 0; i < n; ++i) {
-    T total = rule.value(rows, 0, i);
-    if (!kFirst) total = combine(Rule::reduce, totals[i], total);
-#pragma GCC unroll 4
-    for (int64_t r = 1; r < kTogether; ++r) {
-      total = combine(Rule::reduce, total, rule.value(rows, r, i));
-    }
-    totals[i] = total;
+    const T total = rule.total(rows, i);
+    totals[i] = kFirst ? total : combine(Rule::reduce, totals[i], total);
   }
 }
 
