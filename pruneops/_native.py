@@ -65,7 +65,8 @@ def backend_info() -> dict[str, object]:
     Returns:
         A dict with ``cpu`` and ``cuda`` (``"native"`` or ``"reference"``), ``cuda_compiled`` (bool),
         ``cuda_archs`` (list such as ``["8.0", "9.0+PTX"]``), ``cpu_isa`` (the vector instructions chosen on this
-        machine), ``torch`` (version in use), ``built_with_torch``, ``cuda_available`` and ``library`` (path or None).
+        machine; the variable ATEN_CPU_CAPABILITY limits them, as it limits torch's), ``torch`` (version in use),
+        ``built_with_torch``, ``cuda_available`` and ``library`` (path or None).
 
     Example:
         >>> backend_info()["cpu"]

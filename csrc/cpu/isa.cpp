@@ -1,5 +1,8 @@
 #include "kernels.h"
 
+#include <cstdlib>
+#include <cstring>
+
 namespace pruneops::cpu {
 
 #if defined(PRUNEOPS_ONLY_ISA)
@@ -24,12 +27,18 @@ namespace avx512 {
 extern const Kernels kKernels;
 }
 
+// The variable by which torch, too, is told to do without what a machine has.
+static bool is_limited_to(const char* capability) {
+  const char* const limit = std::getenv("ATEN_CPU_CAPABILITY");
+  return limit != nullptr && std::strcmp(limit, capability) == 0;
+}
+
 static const Kernels& best() {
   __builtin_cpu_init();
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512) return avx512::kKernels;
-  return __builtin_cpu_supports("avx2") ? avx2::kKernels : baseline::kKernels;
+  if (!__builtin_cpu_supports("avx2") || is_limited_to("default")) return baseline::kKernels;
+  return has_avx512 && !is_limited_to("avx2") ? avx512::kKernels : avx2::kKernels;
 }
 #else
 static const Kernels& best() {

@@ -3,5 +3,6 @@
 #include "kernels.h"
 #pragma GCC target("avx2")
 #define PRUNEOPS_ISA avx2
+#define PRUNEOPS_AVX2
 #include "loops/all.h"
 #endif

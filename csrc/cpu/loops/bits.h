@@ -3,7 +3,7 @@
 
 #include "../../math/portable.h"
 
-#if defined(PRUNEOPS_AVX512)
+#if defined(PRUNEOPS_AVX512) || defined(PRUNEOPS_AVX2)
 #include <immintrin.h>
 #endif
 
@@ -36,6 +36,17 @@ void unpack_bits(const uint8_t* packed, int64_t begin, int64_t n, uint8_t* bytes
     memcpy(&word, source + i, 8);
     _mm512_storeu_si512(bytes + i * 8, _mm512_maskz_set1_epi8(word, 1));
   }
+#elif defined(PRUNEOPS_AVX2)
+  // Each byte eight times, in which one bit is looked at.
+  const __m256i copies = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201));
+  for (; i + 4 <= whole; i += 4) {
+    int32_t word;
+    memcpy(&word, source + i, 4);
+    const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(word), copies);
+    const __m256i ones = _mm256_min_epu8(_mm256_and_si256(spread, bit), _mm256_set1_epi8(1));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(bytes + i * 8), ones);
+  }
 #endif
   for (; i < whole; ++i) {
     const uint64_t spread = spread_bits(source[i]);
@@ -53,6 +64,12 @@ void pack_bits(const uint8_t* bytes, int64_t n, uint8_t* packed) {
     const __m512i some = _mm512_loadu_si512(bytes + i * 8);
     const uint64_t packed64 = _mm512_test_epi8_mask(some, some);
     memcpy(packed + i, &packed64, 8);
+  }
+#elif defined(PRUNEOPS_AVX2)
+  for (; i + 4 <= whole; i += 4) {
+    const __m256i some = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + i * 8));
+    const int packed32 = ~_mm256_movemask_epi8(_mm256_cmpeq_epi8(some, _mm256_setzero_si256()));
+    memcpy(packed + i, &packed32, 4);
   }
 #endif
   for (; i < whole; ++i) {

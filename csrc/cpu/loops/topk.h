@@ -51,8 +51,8 @@ class ScoreArray {
 
 // Writes the mask of a tensor whose scores begin at `first` of those selected among.
 template <class T>
-void write_selected(const ArraySelection<T>& selection, const T* scores, int64_t first,
-                    const SelectTensor& tensor) {
+[[gnu::flatten]] void write_selected(const ArraySelection<T>& selection, const T* scores, int64_t first,
+                                     const SelectTensor& tensor) {
   for (int64_t at = 0; at < tensor.numel; at += kWord) {
     const int64_t n = min64(kWord, tensor.numel - at);
     const uint64_t kept = selection.kept(scores, first + at, n);

@@ -9,7 +9,7 @@ namespace {
 
 #if defined(PRUNEOPS_AVX512)
 constexpr int64_t kVectorBytes = 64;
-#elif defined(__AVX2__)
+#elif defined(PRUNEOPS_AVX2)
 constexpr int64_t kVectorBytes = 32;
 #else
 constexpr int64_t kVectorBytes = 16;
@@ -44,7 +44,7 @@ struct Lanes {};
 using AllLanes =
 #if defined(PRUNEOPS_AVX512)
     Lanes<0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>;
-#elif defined(__AVX2__)
+#elif defined(PRUNEOPS_AVX2)
     Lanes<0, 1, 2, 3, 4, 5, 6, 7>;
 #else
     Lanes<0, 1, 2, 3>;
