@@ -4,6 +4,10 @@
 PYTHON ?= python3
 export MAX_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
+# CUDA kernels for the GPUs of this machine, or where it has none for one architecture, to see that they compile.
+GPUS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | sort -u)
+export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
