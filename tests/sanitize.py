@@ -37,12 +37,12 @@ RUNS = {
          "3-blocks and not values and not dtypes3 and not dtypes4 or 3-threads or test_any or of_any or cpu_threads "
          "or emulated_sizes or sanitizers"),
     ),
-    # Not what compiles or traces, which is torch's own code, nor packages without the library, nor values: they are for
-    # kernels.
+    # Not what compiles or traces, which is torch's own code, nor packages without the library, nor other instruction
+    # sets, which a build for tests lacks, nor values: they are for kernels.
     "ops": Run(
         "address,undefined", "libasan.so", (),
         ("tests/ops", "tests/contracts", "-k", "not inductor and not compile and not opcheck and not values",
-         "--ignore=tests/contracts/test_missing_library.py"),
+         "--ignore=tests/contracts/test_missing_library.py", "--ignore=tests/contracts/test_instruction_sets.py"),
     ),
     "threads": Run(
         "thread", "libtsan.so", ("cmake", "ninja"),
