@@ -65,8 +65,6 @@ struct ScoreBound {
   }
 
   PRUNEOPS_HD static T value(T score) { return score; }
-  PRUNEOPS_HD bool above(T score) const { return !is_nan && !(score >= from); }
-  PRUNEOPS_HD bool equals(T score) const { return is_nan ? score != score : score == at; }
 };
 
 }  // namespace pruneops

@@ -45,16 +45,18 @@ struct Places {
 
 template <class Word, class Bound>
 Sides sides_in(const Word& word, int64_t n, const Ends<Bound>& ends) {
-  const uint64_t below = word.lower(ends.low), to_high = word.lower(ends.past);
-  return {below, to_high & ~below, first_bits(n) & ~to_high};
+  const uint64_t all = first_bits(n), below = word.lower(ends.low) & all,
+                 to_high = word.lower(ends.past) & all;
+  return {below, to_high & ~below, all & ~to_high};
 }
 template <class V, class Bound>
 [[gnu::noinline, gnu::cold]] Sides sides_of_some(const V* values, int64_t n, Ends<Bound> ends) {
-  return sides_in(Some<V>{values, n}, n, ends);
+  const Padded<V> word(values, n);
+  return sides_in(Whole<V>(word.values, ends.low), n, ends);
 }
 template <class V, class Bound>
 Sides sides_of(const V* values, int64_t n, const Ends<Bound>& ends) {
-  return n == kWord ? sides_in(Whole<V>(values, ends.low), n, ends) : sides_of_some(values, n, ends);
+  return n == kWord ? sides_in(Whole<V>(values, ends.low), kWord, ends) : sides_of_some(values, n, ends);
 }
 
 template <class V, class Bound>

@@ -20,16 +20,6 @@ PRUNEOPS_HD bool compare(V value, V with) {
                                    : value != value;
 }
 
-// A bit for each of at most kWord values: f(value).
-template <class V, class F>
-PRUNEOPS_HD uint64_t word_of(const V* values, int64_t n, const F& f) {
-  uint8_t bytes[kWord] = {};
-  uint64_t bits;
-  for (int64_t i = 0; i < n; ++i) bytes[i] = f(values[i]);
-  pack_bits(bytes, kWord, reinterpret_cast<uint8_t*>(&bits));
-  return bits;
-}
-
 #if defined(PRUNEOPS_AVX512) || defined(PRUNEOPS_AVX2)
 constexpr int float_predicate(Is is) {
   return is == Is::lower          ? _CMP_LT_OQ
@@ -91,7 +81,11 @@ uint64_t compare_word(const V* values, V with) {
 // Compilers make vectors of a loop whose length they know.
 template <Is kIs, class V>
 PRUNEOPS_HD uint64_t compare_word(const V* values, V with) {
-  return word_of(values, kWord, [=](V value) { return compare<kIs>(value, with); });
+  uint8_t bytes[kWord];
+  uint64_t word;
+  for (int64_t i = 0; i < kWord; ++i) bytes[i] = compare<kIs>(values[i], with);
+  pack_bits(bytes, kWord, reinterpret_cast<uint8_t*>(&word));
+  return word;
 }
 #endif
 

@@ -151,16 +151,12 @@ void set_word(const SelectTensor& tensor, int64_t begin, int64_t n, uint64_t bit
     memcpy(tensor.mask + begin / 8, &word, static_cast<size_t>(ceil_div(n, 8)));
     return;
   }
-#if defined(PRUNEOPS_AVX512)
-  if (n == kWord) return _mm512_mask_storeu_epi8(tensor.mask + begin, bits, _mm512_set1_epi8(keep));
-#else
   if (n == kWord) {
     uint8_t named[kWord], *const mask = tensor.mask + begin;
     unpack_bits(reinterpret_cast<const uint8_t*>(&bits), 0, kWord, named);
     for (int64_t i = 0; i < kWord; ++i) mask[i] = named[i] ? keep : mask[i];
     return;
   }
-#endif
   for_bits(bits, [&](int i) { tensor.mask[begin + i] = keep; });
 }
 

@@ -12,9 +12,6 @@ namespace {
 template <class K>
 struct KeyBound {
   K key;
-
-  bool above(K other) const { return other < key; }
-  bool equals(K other) const { return other == key; }
 };
 
 // The bits that are read of bfloat16 scores: all, or of their magnitudes all but the sign.
@@ -43,8 +40,6 @@ struct Bfloat16Bound {
   }
 
   float value(uint16_t bits) const { return bf16_to_float(bits & read); }
-  bool above(uint16_t bits) const { return score.above(value(bits)); }
-  bool equals(uint16_t bits) const { return score.equals(value(bits)); }
 };
 
 // The lowest n bits, none where n is negative and all from kWord on.
@@ -57,22 +52,6 @@ template <class F>
 void for_bits(uint64_t bits, const F& f) {
   for (; bits != 0; bits &= bits - 1) f(__builtin_ctzll(bits));
 }
-
-// At most kWord values: which are lower than a bound, and which equal it.
-template <class V>
-struct Some {
-  const V* values;
-  int64_t n;
-
-  template <class Bound>
-  uint64_t lower(const Bound& bound) const {
-    return word_of(values, n, [=](V value) { return bound.above(value); });
-  }
-  template <class Bound>
-  uint64_t equal(const Bound& bound) const {
-    return word_of(values, n, [=](V value) { return bound.equals(value); });
-  }
-};
 
 template <class K>
 uint64_t lower_word(const K* keys, const KeyBound<K>& bound) {
@@ -131,11 +110,20 @@ struct Whole<uint16_t> {
   }
 };
 
+// Fewer than kWord values and zeros behind them, to be compared as a whole word.
+template <class V>
+struct Padded {
+  V values[kWord] = {};
+
+  Padded(const V* some, int64_t n) { memcpy(values, some, static_cast<size_t>(n) * sizeof(V)); }
+};
+
 // Which of n values equal a bound, n at most kWord. What is not a whole word is kept out of the loops over
 // words, and gets copies: what a call might point to would be loaded again after every write to a mask.
 template <class V, class Bound>
 [[gnu::noinline, gnu::cold]] uint64_t ties_of_some(const V* values, int64_t n, Bound bound) {
-  return Some<V>{values, n}.equal(bound);
+  const Padded<V> word(values, n);
+  return Whole<V>(word.values, bound).equal(bound) & first_bits(n);
 }
 template <class V, class Bound>
 uint64_t ties_of(const V* values, int64_t n, const Bound& bound) {
@@ -144,9 +132,12 @@ uint64_t ties_of(const V* values, int64_t n, const Bound& bound) {
 
 // Which of n scores are at least as high as a threshold, n at most kWord; none, where that is NaN.
 template <class T>
+[[gnu::noinline]] uint64_t at_least_of_some(const T* scores, int64_t n, T threshold) {
+  return compare_word<Is::at_least>(Padded<T>(scores, n).values, threshold) & first_bits(n);
+}
+template <class T>
 uint64_t at_least(const T* scores, int64_t n, T threshold) {
-  if (n == kWord) return compare_word<Is::at_least>(scores, threshold);
-  return word_of(scores, n, [=](T score) { return score >= threshold; });
+  return n == kWord ? compare_word<Is::at_least>(scores, threshold) : at_least_of_some(scores, n, threshold);
 }
 
 }  // namespace
