@@ -64,7 +64,7 @@ def machine(run: Run) -> str:
     """One paragraph for each machine behind a run."""
     lines = []
     for facts, copies in zip(run.machines, run.copies, strict=True):
-        where = f"{facts['cpu']}, {facts['threads']} threads"
+        where = f"{facts['cpu']}, {facts['backend']['cpu_isa']}, {facts['threads']} threads"
         if run.device == "cuda":
             where = f"{facts['gpu']}, driver {facts['driver']}, CUDA {facts['cuda']}"
         line = f"{where}; torch {facts['torch']}, commit {facts['commit']}; copy {span(copies)}."

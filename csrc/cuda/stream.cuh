@@ -7,7 +7,8 @@
 
 namespace pruneops::cuda {
 
-constexpr int32_t kStreamRows = 16;  // that a warp reads at least, where blocks have fewer
+// That a warp reads of a tensor at least, where blocks have fewer rows.
+constexpr int64_t kStreamBytes = 1 << 14;
 
 // How a tensor is cut for warps: a task is part_rows rows, or several rows of blocks where these have fewer,
 // of the columns of a span; for blocks of one long row, the spans of a part.
@@ -26,7 +27,9 @@ struct StreamTask {
     const BlockCut cut(t);
     parts = static_cast<int32_t>(cut.parts());
     part_rows = is_long() ? static_cast<int32_t>(cut.part_cols / kSpan) : cut.part_rows;
-    block_rows = static_cast<int32_t>(is_long() || t.block.n > kStreamRows ? 1 : kStreamRows / t.block.n);
+    const Dtype dtype = t.weight != nullptr ? t.weight_dtype : t.grad_dtype;
+    const int64_t rows = kStreamBytes / (kSpan * entry_bytes(dtype));
+    block_rows = static_cast<int32_t>(is_long() || t.block.n > rows ? 1 : rows / t.block.n);
     spans = is_long() ? t.grid_cols() * parts : ceil_div(t.matrix.cols, kSpan);
   }
 
@@ -107,7 +110,7 @@ template <class E, int kInputs>
 constexpr int kStreamBlocks = kInputs == 1 || std::is_same_v<E, Element<Dtype::bf16>> ? 3 : 2;
 // Vectors that are under way before the first is added: fewer blocks have more.
 template <class E, int kInputs>
-constexpr int kStreamVectors = kStreamBlocks<E, kInputs> == 3 ? 2 : 3;
+constexpr int kStreamVectors = kStreamBlocks<E, kInputs> == 3 ? 2 : 4;
 
 // Adds `count` vectors to the sums, with done() after each. None is asked for while another is added: the
 // compiler would wait for both.

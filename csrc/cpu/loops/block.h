@@ -6,10 +6,6 @@
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
-// A stripe is the part of one row of blocks that a task takes: whole blocks over kSpan columns, so that each
-// row is read in a long run. A block wider than kChunk is one stripe.
-constexpr int64_t kSpan = 8 * kChunk;
-
 int64_t stripe_blocks(const Block& block) {
   return block.m > kChunk ? 1 : kSpan / block.m;
 }
@@ -53,33 +49,98 @@ int64_t stripes_in_row(const BlockTensor& t) {
   return ceil_div(t.grid_cols(), stripe_blocks(t.block));
 }
 
-// Whether blocks are one column of rows that are all read together, so that their means go straight into the
-// scores, which are then read as evenly as all else.
+// Whether blocks are one column of rows, whose means go straight into their scores with the last of their
+// rows: so scores are read as evenly as all else.
 template <class T>
 bool goes_straight(const BlockTensor& t, const UpdateRule& rule) {
-  return t.block.n == kRows && t.block.m == 1 && t.matrix.cols >= kChunk && rule.reduce == Reduce::mean &&
-         rule.metric != Metric::product && rule.reads_score() && t.score_dtype == own_dtype<T>();
+  const bool fits = reads_side_by_side(t) ? t.block.n == kRows : t.block.n > 1 && t.block.n <= kPartRows;
+  return fits && t.block.m == 1 && rule.reduce == Reduce::mean && rule.metric != Metric::product &&
+         rule.reads_score() && t.score_dtype == own_dtype<T>() && lies_in_rows(t, rule);
 }
 
-template <class Rule, class E, class T>
-void blend_means(const Rule rule, const Rows<kRows, E> rows, T alpha, T beta, int64_t n, T* scores) {
+// Such blocks: neighbours in rows of blocks that lie below each other, from one place on, or from several.
+template <int64_t kPlaces, int64_t kTogether, class E, class T>
+struct Columns {
+  Rows<kPlaces * kTogether, E> rows;  // the first kTogether ones of each place
+  T* scores[kPlaces];
+  int64_t to_next_w;  // from one row to the next
+  int64_t to_next_g;
+  int64_t to_next_scores;
+  int64_t of_block;  // rows
+  int64_t down;
+  int64_t across;
+
+  void move_rows() { rows.move(kTogether * to_next_w, kTogether * to_next_g); }
+};
+
+// All that the loops read is their own: what a lambda holds a write to a score could change.
+template <class Rule, int64_t kPlaces, int64_t kTogether, class E, class T>
+[[gnu::noinline]] void update_columns(const Rule rule, Columns<kPlaces, kTogether, E, T> blocks, T alpha,
+                                      T beta) {
+  T totals[kPlaces * kTotals];
+  for (; blocks.down > 0; --blocks.down) {
+    const int64_t n = blocks.across, entries = blocks.of_block;
+    if constexpr (kTogether == 1) {
+      for (int64_t r = 1; r < entries; ++r, blocks.move_rows()) {
+        r == 1 ? combine_rows<true, kPlaces>(rule, blocks.rows, n, totals)
+               : combine_rows<false, kPlaces>(rule, blocks.rows, n, totals);
+      }
+    }
+    const auto last = blocks;
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const T mean = finish_block(Reduce::mean, rule.total(rows, i), kRows);
-    scores[i] = blend(true, alpha, scores[i], beta, mean);
+    for (int64_t i = 0; i < n; ++i) {
+#pragma GCC unroll 2
+      for (int64_t p = 0; p < kPlaces; ++p) {
+        T total = rule.template total<kTogether>(last.rows, p * kTogether, i);
+        if (kTogether == 1) total = combine(Rule::reduce, totals[p * kTotals + i], total);
+        T& score = last.scores[p][i];
+        score = blend(true, alpha, score, beta, finish_block(Reduce::mean, total, entries));
+      }
+    }
+    blocks.move_rows();
+    for (T*& scores : blocks.scores) scores += blocks.to_next_scores;
   }
 }
+
+// The blocks [first, first + across) of rows of blocks that go straight, so many `down` at each place; false
+// where there are no loops that read what lies in memory.
+template <int64_t kPlaces, int64_t kTogether, class T>
+bool update_straight(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
+                     int64_t first, int64_t across) {
+  return visit_alike<T>(rule.metric, t.weight_dtype, t.grad_dtype, [&](auto element) {
+    using E = decltype(element);
+    const int64_t row = block_row * t.block.n, apart = kPlaces == 1 ? 1 : down * t.block.n;
+    Columns<kPlaces, kTogether, E, T> blocks{
+        rows_in_place<kPlaces * kTogether, E>(t, rule, row, apart, first),
+        {},
+        t.weight_strides.row,
+        t.grad_strides.row,
+        t.grid_cols(),
+        t.block.n,
+        down,
+        across,
+    };
+    for (int64_t p = 0; p < kPlaces; ++p) {
+      blocks.scores[p] = static_cast<T*>(t.score) + (block_row + p * down) * t.grid_cols() + first;
+    }
+    visit_row_rule<T>(rule, [&](auto values) {
+      if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
+        update_columns(values, blocks, static_cast<T>(rule.alpha), static_cast<T>(rule.beta));
+      }
+    });
+  });
+}
+
+// The same for any number of rows of blocks. Where rows are read one after the other, half of these beside
+// the other: one run of memory for each input does not take all that the memory gives.
 template <class T>
-void update_straight(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t first,
-                     int64_t blocks) {
-  T* const scores = static_cast<T*>(t.score) + block_row * t.grid_cols() + first;
-  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
-  read_rows<kRows, false, T>(t, rule, block_row * kRows, first, blocks,
-                             [&](auto values, const auto& rows, int64_t done, int64_t some) {
-                               if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
-                                 blend_means(values, rows, alpha, beta, some, scores + done);
-                               }
-                             });
+bool update_straight(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
+                     int64_t first, int64_t across) {
+  if (!goes_straight<T>(t, rule)) return false;
+  if (reads_side_by_side(t)) return update_straight<1, kRows, T>(t, rule, block_row, down, first, across);
+  const int64_t half = down / 2, rest = down % 2;
+  return update_straight<2, 1, T>(t, rule, block_row, half, first, across) &&
+         update_straight<1, 1, T>(t, rule, block_row + 2 * half, rest, first, across);
 }
 
 // Neighbouring blocks of a part of a row of blocks, from block `first` on.
@@ -105,18 +166,25 @@ void update_part(const BlockTensor& t, const UpdateRule& rule, bool past, int64_
   }
 }
 
-int64_t stripes_of(const BlockTensor& t) {
-  return t.grid_rows() * parts_of(t) * stripes_in_row(t);
+// A task has a stripe of one row of blocks, or of several below each other where these are short.
+int64_t rows_of_task(const BlockTensor& t) {
+  const int64_t rows = kTile / (t.block.n * t.matrix.cols);
+  return rows < 1 ? 1 : rows;
+}
+int64_t tasks_of(const BlockTensor& t) {
+  return ceil_div(t.grid_rows(), rows_of_task(t)) * parts_of(t) * stripes_in_row(t);
 }
 
 template <class T>
-void update_stripe(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t stripe,
-                   void* part_totals) {
-  const int64_t down = stripe / stripes_in_row(t),
-                first = stripe % stripes_in_row(t) * stripe_blocks(t.block);
-  const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first), parts = parts_of(t);
-  if (goes_straight<T>(t, rule)) return update_straight<T>(t, rule, down, first, blocks);
-  update_part<T>(t, rule, past, down / parts, down % parts, first, blocks, part_totals);
+void update_task(const BlockTensor& t, const UpdateRule& rule, bool past, int64_t task, void* part_totals) {
+  const int64_t stripe = task % stripes_in_row(t), above = task / stripes_in_row(t);
+  const int64_t first = stripe * stripe_blocks(t.block), parts = parts_of(t), part = above % parts;
+  const int64_t blocks = min64(stripe_blocks(t.block), t.grid_cols() - first);
+  const int64_t row = above / parts * rows_of_task(t), rows = min64(rows_of_task(t), t.grid_rows() - row);
+  if (update_straight<T>(t, rule, row, rows, first, blocks)) return;
+  for (int64_t r = row; r < row + rows; ++r) {
+    update_part<T>(t, rule, past, r, part, first, blocks, part_totals);
+  }
 }
 
 template <class T>
@@ -143,12 +211,12 @@ void update_block_scores(const BlockTensor* tensors, int64_t count, const Update
     offsets[i + 1] = offsets[i] + (tall ? parts_of(tensors[i]) * tensors[i].blocks() : 0);
   }
   Buffer<double> part_totals(offsets[count]);
-  TileTable stripes(tensors, count, stripes_of);
-  parallel(pool, stripes.tiles(), [&](int64_t begin, int64_t end) {
-    stripes.for_range(begin, end, [&](int64_t i, int64_t stripe, int64_t) {
+  TileTable tasks(tensors, count, tasks_of);
+  parallel(pool, tasks.tiles(), [&](int64_t begin, int64_t end) {
+    tasks.for_range(begin, end, [&](int64_t i, int64_t task, int64_t) {
       double* part = part_totals.data() + offsets[i];
-      tensors[i].wide() ? update_stripe<double>(tensors[i], rule, past, stripe, part)
-                        : update_stripe<float>(tensors[i], rule, past, stripe, part);
+      tensors[i].wide() ? update_task<double>(tensors[i], rule, past, task, part)
+                        : update_task<float>(tensors[i], rule, past, task, part);
     });
   });
   TileTable chunks(tensors, count,

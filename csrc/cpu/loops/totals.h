@@ -7,10 +7,14 @@
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
 
-// So many rows are read side by side: a total is loaded and stored once for all of them. Rows shorter than
-// kChunk are read one after the other, as they lie: side by side they would be several runs in one page of
+// So many rows of a block are read side by side: a total is loaded and stored once for all of them. Short
+// rows are read one after the other, as they lie: side by side they would be several runs in a page or two of
 // memory, of which the processor sees none coming.
 constexpr int64_t kRows = 4;
+
+bool reads_side_by_side(const BlockTensor& t) {
+  return t.block.n >= kRows && t.matrix.cols >= 2 * kChunk;
+}
 
 // Entries [col, col + n) of a row as T, in place or in `buffer`; a run ends where a kernel position does.
 template <class T>
@@ -29,11 +33,26 @@ const T* load_row(const void* data, Dtype dtype, const Matrix& matrix, const Str
   return buffer;
 }
 
+// Whole blocks over so many columns are a stripe, so that each row is read in a long run; a block wider than
+// kChunk is one by itself.
+constexpr int64_t kSpan = 8 * kChunk;
+
+// From the totals of a stripe to those of another that is read beside it.
+constexpr int64_t kTotals = kSpan + 64;
+
 // What the metric reads of kTogether rows from one column on, stored as E; null where it reads nothing.
 template <int64_t kTogether, class E>
 struct Rows {
   const typename E::type* w[kTogether];
   const typename E::type* g[kTogether];
+
+  // Those that lie so many entries further on.
+  PRUNEOPS_HD void move(int64_t in_w, int64_t in_g) {
+    for (int64_t r = 0; r < kTogether; ++r) {
+      w[r] = w[r] == nullptr ? nullptr : w[r] + in_w;
+      g[r] = g[r] == nullptr ? nullptr : g[r] + in_g;
+    }
+  }
 };
 
 // Whether what is read lies side by side, and its scale has an inverse.
@@ -44,14 +63,16 @@ bool lies_in_rows(const BlockTensor& t, const UpdateRule& rule) {
 }
 
 template <int64_t kTogether, class E>
-Rows<kTogether, E> rows_in_place(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col) {
+Rows<kTogether, E> rows_in_place(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t apart,
+                                 int64_t col) {
   Rows<kTogether, E> rows{};
   for (int64_t r = 0; r < kTogether; ++r) {
+    const int64_t at = row + r * apart;
     if (reads_weight(rule.metric)) {
-      rows.w[r] = entries_of<E>(t.weight, t.matrix.offset(t.weight_strides, row + r, col));
+      rows.w[r] = entries_of<E>(t.weight, t.matrix.offset(t.weight_strides, at, col));
     }
     if (reads_grad(rule.metric)) {
-      rows.g[r] = entries_of<E>(t.grad, t.matrix.offset(t.grad_strides, row + r, col));
+      rows.g[r] = entries_of<E>(t.grad, t.matrix.offset(t.grad_strides, at, col));
     }
   }
   return rows;
@@ -69,12 +90,12 @@ struct RowRule {
     return entry.template value<E>(rows.w[r], rows.g[r], i);
   }
 
-  // The value of a column over all rows.
-  template <int64_t kTogether, class E>
-  PRUNEOPS_HD auto total(const Rows<kTogether, E>& rows, int64_t i) const {
-    auto total = value(rows, 0, i);
+  // The value of a column over so many rows, from row `first` on.
+  template <int64_t kCount, int64_t kTogether, class E>
+  PRUNEOPS_HD auto total(const Rows<kTogether, E>& rows, int64_t first, int64_t i) const {
+    auto total = value(rows, first, i);
 #pragma GCC unroll 4
-    for (int64_t r = 1; r < kTogether; ++r) total = combine(kReduce, total, value(rows, r, i));
+    for (int64_t r = 1; r < kCount; ++r) total = combine(kReduce, total, value(rows, first + r, i));
     return total;
   }
 
@@ -113,7 +134,7 @@ void read_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_
     using E = decltype(element);
     if constexpr (!kInVectors || IsSame<typename E::type, T>::value) {
       in_place = true;
-      run(rule, rows_in_place<kTogether, E>(t, rule, row, col), 0, n);
+      run(rule, rows_in_place<kTogether, E>(t, rule, row, 1, col), 0, n);
     }
   };
   if (lies_in_rows(t, rule)) visit_alike<T>(rule.metric, t.weight_dtype, t.grad_dtype, run_in_place);
@@ -136,12 +157,19 @@ void read_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_
   }
 }
 
-// totals = the values of the rows combined, and with the totals so far but where these are the first rows.
-template <bool kFirst, class Rule, int64_t kTogether, class E, class T>
-void combine_rows(const Rule rule, const Rows<kTogether, E>& rows, int64_t n, T* __restrict totals) {
+// totals = the values of the rows combined, and with the totals so far but where these are the first rows:
+// for each of kPlaces places as many rows.
+template <bool kFirst, int64_t kPlaces, class Rule, int64_t kAll, class E, class T>
+void combine_rows(const Rule rule, const Rows<kAll, E>& rows, int64_t n, T* __restrict totals) {
+  constexpr int64_t kTogether = kAll / kPlaces;
+#pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
-    const T total = rule.total(rows, i);
-    totals[i] = kFirst ? total : combine(Rule::reduce, totals[i], total);
+#pragma GCC unroll 2
+    for (int64_t p = 0; p < kPlaces; ++p) {
+      T& own = totals[p * kTotals + i];
+      const T total = rule.template total<kTogether>(rows, p * kTogether, i);
+      own = kFirst ? total : combine(Rule::reduce, own, total);
+    }
   }
 }
 
@@ -266,8 +294,8 @@ void column_totals(const BlockTensor& t, const UpdateRule& rule, bool first, int
                    int64_t n, T* totals) {
   read_rows<kTogether, false, T>(t, rule, row, col, n,
                                  [&](auto values, const auto& rows, int64_t done, int64_t some) {
-                                   first ? combine_rows<true>(values, rows, some, totals + done)
-                                         : combine_rows<false>(values, rows, some, totals + done);
+                                   first ? combine_rows<true, 1>(values, rows, some, totals + done)
+                                         : combine_rows<false, 1>(values, rows, some, totals + done);
                                  });
 }
 
@@ -293,7 +321,7 @@ T* block_totals(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64
     return combine_columns(rule.reduce, one, blocks, t.block.m / 4, other);
   }
   for (int64_t r = 0; r < rows;) {
-    const bool together = rows - r >= kRows && t.matrix.cols >= kChunk;
+    const bool together = rows - r >= kRows && reads_side_by_side(t);
     together ? column_totals<kRows>(t, rule, r == 0, row + r, col, n, one)
              : column_totals<1>(t, rule, r == 0, row + r, col, n, one);
     r += together ? kRows : 1;
