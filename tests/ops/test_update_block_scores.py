@@ -86,6 +86,16 @@ def test_several_long_rows_beside_each_other(device, cols, dtype, reduce):
     check_blocks(device, *inputs, block=block, dtypes=dtypes, metric="snip", reduce=reduce, alpha=0.9)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("height", [2, 4, 5, 256, 257])
+@pytest.mark.parametrize("down", [1, 2, 3, 49])
+@pytest.mark.parametrize("cols", [84, 2048])
+def test_any_number_of_rows_of_columns(device, cols, down, height, dtype):
+    dtypes, block = ("float64" if dtype == "float64" else "float32", dtype, dtype), (height, 1)
+    inputs = arrays((height * min(down, 10000 // height), cols), block, dtypes=dtypes)
+    check_blocks(device, *inputs, block=block, dtypes=dtypes, metric="snip", alpha=0.9)
+
+
 @pytest.mark.parametrize("block", [(32768, 1), (65536, 1), (1, 1), (-1, -1)])
 def test_tall_weights(device, block):
     check_blocks(device, *arrays((65536, 3), block), block=block, metric="magnitude")
