@@ -1,7 +1,7 @@
 // Block scores straight from weights and gradients: no value of an entry leaves the cache.
 #pragma once
 
-#include "totals.h"
+#include "straight.h"
 
 namespace pruneops::cpu::PRUNEOPS_ISA {
 namespace {
@@ -40,107 +40,11 @@ void finish_scores(const BlockTensor& t, const UpdateRule& rule, bool past, int6
 
 // A tall block is cut into parts of kPartRows rows, so that few tall blocks still make many tasks; the totals
 // of the parts are kept apart and combined in their order.
-constexpr int64_t kPartRows = 256;
-
 int64_t parts_of(const BlockTensor& t) {
   return ceil_div(t.block.n, kPartRows);
 }
 int64_t stripes_in_row(const BlockTensor& t) {
   return ceil_div(t.grid_cols(), stripe_blocks(t.block));
-}
-
-// Whether blocks are one column of rows, whose means go straight into their scores with the last of their
-// rows: so scores are read as evenly as all else.
-template <class T>
-bool goes_straight(const BlockTensor& t, const UpdateRule& rule) {
-  const bool fits = reads_side_by_side(t) ? t.block.n == kRows : t.block.n > 1 && t.block.n <= kPartRows;
-  return fits && t.block.m == 1 && rule.reduce == Reduce::mean && rule.metric != Metric::product &&
-         rule.reads_score() && t.score_dtype == own_dtype<T>() && lies_in_rows(t, rule);
-}
-
-// Such blocks: neighbours in rows of blocks that lie below each other, from one place on, or from several.
-template <int64_t kPlaces, int64_t kTogether, class E, class T>
-struct Columns {
-  Rows<kPlaces * kTogether, E> rows;  // the first kTogether ones of each place
-  T* scores[kPlaces];
-  int64_t to_next_w;  // from one row to the next
-  int64_t to_next_g;
-  int64_t to_next_scores;
-  int64_t of_block;  // rows
-  int64_t down;
-  int64_t across;
-
-  void move_rows() { rows.move(kTogether * to_next_w, kTogether * to_next_g); }
-};
-
-// All that the loops read is their own: what a lambda holds a write to a score could change.
-template <class Rule, int64_t kPlaces, int64_t kTogether, class E, class T>
-[[gnu::noinline]] void update_columns(const Rule rule, Columns<kPlaces, kTogether, E, T> blocks, T alpha,
-                                      T beta) {
-  T totals[kPlaces * kTotals];
-  for (; blocks.down > 0; --blocks.down) {
-    const int64_t n = blocks.across, entries = blocks.of_block;
-    if constexpr (kTogether == 1) {
-      for (int64_t r = 1; r < entries; ++r, blocks.move_rows()) {
-        r == 1 ? combine_rows<true, kPlaces>(rule, blocks.rows, n, totals)
-               : combine_rows<false, kPlaces>(rule, blocks.rows, n, totals);
-      }
-    }
-    const auto last = blocks;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) {
-#pragma GCC unroll 2
-      for (int64_t p = 0; p < kPlaces; ++p) {
-        T total = rule.template total<kTogether>(last.rows, p * kTogether, i);
-        if (kTogether == 1) total = combine(Rule::reduce, totals[p * kTotals + i], total);
-        T& score = last.scores[p][i];
-        score = blend(true, alpha, score, beta, finish_block(Reduce::mean, total, entries));
-      }
-    }
-    blocks.move_rows();
-    for (T*& scores : blocks.scores) scores += blocks.to_next_scores;
-  }
-}
-
-// The blocks [first, first + across) of rows of blocks that go straight, so many `down` at each place; false
-// where there are no loops that read what lies in memory.
-template <int64_t kPlaces, int64_t kTogether, class T>
-bool update_straight(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
-                     int64_t first, int64_t across) {
-  return visit_alike<T>(rule.metric, t.weight_dtype, t.grad_dtype, [&](auto element) {
-    using E = decltype(element);
-    const int64_t row = block_row * t.block.n, apart = kPlaces == 1 ? 1 : down * t.block.n;
-    Columns<kPlaces, kTogether, E, T> blocks{
-        rows_in_place<kPlaces * kTogether, E>(t, rule, row, apart, first),
-        {},
-        t.weight_strides.row,
-        t.grad_strides.row,
-        t.grid_cols(),
-        t.block.n,
-        down,
-        across,
-    };
-    for (int64_t p = 0; p < kPlaces; ++p) {
-      blocks.scores[p] = static_cast<T*>(t.score) + (block_row + p * down) * t.grid_cols() + first;
-    }
-    visit_row_rule<T>(rule, [&](auto values) {
-      if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
-        update_columns(values, blocks, static_cast<T>(rule.alpha), static_cast<T>(rule.beta));
-      }
-    });
-  });
-}
-
-// The same for any number of rows of blocks. Where rows are read one after the other, half of these beside
-// the other: one run of memory for each input does not take all that the memory gives.
-template <class T>
-bool update_straight(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
-                     int64_t first, int64_t across) {
-  if (!goes_straight<T>(t, rule)) return false;
-  if (reads_side_by_side(t)) return update_straight<1, kRows, T>(t, rule, block_row, down, first, across);
-  const int64_t half = down / 2, rest = down % 2;
-  return update_straight<2, 1, T>(t, rule, block_row, half, first, across) &&
-         update_straight<1, 1, T>(t, rule, block_row + 2 * half, rest, first, across);
 }
 
 // Neighbouring blocks of a part of a row of blocks, from block `first` on.

@@ -12,6 +12,9 @@ namespace {
 // memory, of which the processor sees none coming.
 constexpr int64_t kRows = 4;
 
+// Rows of a block that are read by one task at most.
+constexpr int64_t kPartRows = 256;
+
 bool reads_side_by_side(const BlockTensor& t) {
   return t.block.n >= kRows && t.matrix.cols >= 2 * kChunk;
 }
@@ -77,6 +80,11 @@ Rows<kTogether, E> rows_in_place(const BlockTensor& t, const UpdateRule& rule, i
   }
   return rows;
 }
+
+template <int64_t kCount>
+struct Count {
+  static constexpr int64_t value = kCount;
+};
 
 // The values of rows, and how they are combined: what is not finite is dropped here, but in a signed sum,
 // which is dropped whole.
@@ -173,24 +181,34 @@ void combine_rows(const Rule rule, const Rows<kAll, E>& rows, int64_t n, T* __re
   }
 }
 
-// Each four neighbouring values of a row become one of n totals.
-template <class Rule, class E, class T>
-void combine_fours(const Rule rule, const Rows<1, E>& row, int64_t n, T* __restrict totals) {
+// f(i, totals of blocks from i on, constant of how many) for n blocks of four columns of a row.
+template <class T, class Rule, class E, class F>
+void for_each_fours(const Rule rule, const Rows<1, E>& row, int64_t n, const F f) {
   int64_t i = 0;
 #if defined(PRUNEOPS_SHUFFLES)
   if constexpr (Rule::reduce == Reduce::sum && IsSame<T, float>::value) {
     constexpr int64_t kStep = kEntries<T>;
     const auto values = [&](int64_t at) { return rule.template values<T>(row, 4 * i + at * kStep); };
     for (; i + kStep <= n; i += kStep) {
-      store_vector(sums_of_fours(values(0), values(1), values(2), values(3)), totals + i);
+      T totals[kStep];
+      store_vector(sums_of_fours(values(0), values(1), values(2), values(3)), totals);
+      f(i, totals, Count<kStep>{});
     }
   }
 #endif
   const auto value = [&](int64_t at) { return rule.value(row, 0, 4 * i + at); };
   for (; i < n; ++i) {
-    totals[i] = combine(Rule::reduce, combine(Rule::reduce, value(0), value(1)),
-                        combine(Rule::reduce, value(2), value(3)));
+    const T total = combine(Rule::reduce, combine(Rule::reduce, value(0), value(1)),
+                            combine(Rule::reduce, value(2), value(3)));
+    f(i, &total, Count<1>{});
   }
+}
+
+template <class Rule, class E, class T>
+void combine_fours(const Rule rule, const Rows<1, E>& row, int64_t n, T* __restrict totals) {
+  for_each_fours<T>(rule, row, n, [=](int64_t i, const T* some, auto count) {
+    memcpy(totals + i, some, decltype(count)::value * sizeof(T));
+  });
 }
 
 // Each `run` neighbouring totals become one; the usual lengths are loops that vectorise.
