@@ -48,43 +48,96 @@ void keep_best_of(const K* keys, int64_t groups, int64_t n, uint8_t* mask) {
   }
 }
 
-// Groups of up to kWidth keys: each key is compared with kWidth at a time. It goes before an equal one behind
-// it, that is before a key lower than the next higher one. What lies behind a group is compared and written
-// too, and written over by the groups behind it.
-template <int kWidth, class K>
-void keep_best_up_to(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mask) {
-  uint8_t bytes[kChunk + kMaxGroup];
-  for (int64_t g = 0; g < groups; ++g) {
-    const K* key = keys + g * m;
-    K rank[kWidth] = {};
-    for (int j = 0; j < m; ++j) {
-#pragma GCC unroll 1  // unrolled, it is not vectorised
-      for (int i = 0; i < kWidth; ++i) rank[i] += static_cast<K>(key[j] + (j < i)) > key[i];
-    }
-    for (int i = 0; i < kWidth; ++i) bytes[g * m + i] = rank[i] < static_cast<K>(n);
+// So many columns become rows. The empty statement keeps the compiler from scattering vectors, which takes
+// longer.
+template <int64_t kCols, class From, class To>
+void transpose_columns(const From* from, int64_t rows, int64_t cols, To* to) {
+  for (int64_t r = 0; r < rows; ++r) {
+    From entries[kCols];
+    for (int64_t c = 0; c < kCols; ++c) entries[c] = from[r * cols + c];
+    for (int64_t c = 0; c < kCols; ++c) to[c * rows + r] = static_cast<To>(entries[c]);
+    asm volatile("");
   }
-  memcpy(mask, bytes, static_cast<size_t>(groups * m));
+}
+template <class From, class To>
+void transpose(const From* from, int64_t rows, int64_t cols, To* to) {
+  int64_t c = 0;
+  for (; c + 4 <= cols; c += 4) transpose_columns<4>(from + c, rows, cols, to + c * rows);
+  for (; c < cols; ++c) transpose_columns<1>(from + c, rows, cols, to + c * rows);
 }
 
-// At most kChunk keys; kMaxGroup more may be read.
+// Sorts the columns of `rows`, lowest first, all at once: Batcher's merge exchange, which exchanges the same
+// rows whatever they hold (Knuth, The Art of Computer Programming, 5.2.2, algorithm M).
+template <class K>
+void sort_columns(K* rows, int64_t m, int64_t columns) {
+  int64_t half = 1;
+  while (2 * half < m) half *= 2;
+  for (int64_t p = half; p > 0; p /= 2) {
+    int64_t residue = 0, apart = p;
+    for (int64_t q = half; q >= p; q /= 2) {
+      for (int64_t i = 0; i + apart < m; ++i) {
+        if ((i & p) != residue) continue;
+        K* const low = rows + i * columns;
+        K* const high = low + apart * columns;
+#pragma GCC ivdep
+        for (int64_t c = 0; c < columns; ++c) {
+          const K one = low[c], other = high[c];
+          low[c] = one < other ? one : other;
+          high[c] = one < other ? other : one;
+        }
+      }
+      residue = p;
+      apart = q - p;
+    }
+  }
+}
+
+// Groups of any size, those of a chunk side by side as columns: sorted for the lowest key of each that is
+// kept, of which the first ties are.
+template <class K>
+void keep_best_sorted(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mask) {
+  if (n == 0) {
+    memset(mask, 0, static_cast<size_t>(groups * m));
+    return;
+  }
+  // All as wide as keys: loops take as many entries at a time as their narrowest type allows.
+  K columns[kChunk], sorted[kChunk], ties[kChunk], kept[kChunk];
+  transpose(keys, groups, m, columns);
+  memcpy(sorted, columns, static_cast<size_t>(groups * m) * sizeof(K));
+  sort_columns(sorted, m, groups);
+  const K* const lowest = sorted + (m - n) * groups;
+  for (int64_t g = 0; g < groups; ++g) ties[g] = static_cast<K>(n);
+  for (const K* row = lowest + groups; row < sorted + m * groups; row += groups) {
+    for (int64_t g = 0; g < groups; ++g) ties[g] -= row[g] > lowest[g];
+  }
+  for (int64_t i = 0; i < m; ++i) {
+    const K* const row = columns + i * groups;
+    for (int64_t g = 0; g < groups; ++g) {
+      const K tie = (row[g] == lowest[g]) & (ties[g] > 0);
+      ties[g] -= tie;
+      kept[i * groups + g] = (row[g] > lowest[g]) | tie;
+    }
+  }
+  transpose(kept, m, groups, mask);
+}
+
+// At most kChunk keys.
 template <class K>
 void keep_best(const K* keys, int64_t groups, int64_t n, int64_t m, uint8_t* mask) {
   if (m == 2) return keep_best_of<2>(keys, groups, n, mask);
   if (m == 4) return keep_best_of<4>(keys, groups, n, mask);
   if (m == 8) return keep_best_of<8>(keys, groups, n, mask);
-  static_assert(kMaxGroup == 32, "the widths end there");
-  if (m <= 8) return keep_best_up_to<8>(keys, groups, n, m, mask);
-  if (m <= 16) return keep_best_up_to<16>(keys, groups, n, m, mask);
-  keep_best_up_to<32>(keys, groups, n, m, mask);
+  keep_best_sorted(keys, groups, n, m, mask);
 }
 
 // find_keys(first entry, entries, keys) makes the keys of a chunk.
 template <class K, class F>
 void nm_groups(const SelectTensor& tensor, int64_t n, int64_t m, const Pool& pool, const F& find_keys) {
-  // A multiple of 8, so that every chunk of a packed mask begins with a byte.
-  const int64_t groups = tensor.numel / m, per_chunk = kChunk / m / 8 * 8;
+  // Whole vectors of groups side by side, and whole bytes of a packed mask.
+  const int64_t groups = tensor.numel / m, per_chunk = kChunk / m / 32 * 32;
+  static_assert(kChunk / kMaxGroup % 32 == 0, "all groups of a chunk");
   parallel(pool, ceil_div(groups, per_chunk), [&](int64_t first, int64_t last) {
-    K keys[kChunk + kMaxGroup] = {};
+    K keys[kChunk];
     for (int64_t chunk = first; chunk < last; ++chunk) {
       const int64_t begin = chunk * per_chunk, some = min64(per_chunk, groups - begin);
       find_keys(begin * m, some * m, keys);
