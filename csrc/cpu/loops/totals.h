@@ -40,7 +40,8 @@ const T* load_row(const void* data, Dtype dtype, const Matrix& matrix, const Str
 // kChunk is one by itself.
 constexpr int64_t kSpan = 8 * kChunk;
 
-// From the totals of a stripe to those of another that is read beside it.
+// From the totals of a stripe to those of another that is read beside it: by no power of two, lest both take
+// the same places of a cache.
 constexpr int64_t kTotals = kSpan + 64;
 
 // What the metric reads of kTogether rows from one column on, stored as E; null where it reads nothing.
