@@ -89,7 +89,7 @@ def test_several_long_rows_beside_each_other(device, cols, dtype, reduce):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("height", [2, 4, 5, 256, 257])
 @pytest.mark.parametrize("down", [1, 2, 3, 49])
-@pytest.mark.parametrize("cols", [84, 2048])
+@pytest.mark.parametrize("cols", [3, 84, 2048])
 def test_any_number_of_rows_of_columns(device, cols, down, height, dtype):
     dtypes, block = ("float64" if dtype == "float64" else "float32", dtype, dtype), (height, 1)
     inputs = arrays((height * min(down, 10000 // height), cols), block, dtypes=dtypes)

@@ -50,14 +50,32 @@ struct Columns {
   int64_t across;
 
   void move_rows() { rows.move(kTogether * to_next_w, kTogether * to_next_g); }
+  void move_down() {
+    if (--down == 0) return;
+    move_rows();
+    for (T*& own : scores) own += to_next_scores;
+  }
 };
+
+// The blocks of `rows`, which begin with block `first` of a row of blocks, so many `down` at each place.
+template <int64_t kPlaces, class T, int64_t kAll, class E>
+Columns<kPlaces, kAll / kPlaces, E, T> columns_of(const BlockTensor& t, const Rows<kAll, E>& rows,
+                                                  int64_t block_row, int64_t down, int64_t first,
+                                                  int64_t across) {
+  Columns<kPlaces, kAll / kPlaces, E, T> blocks{
+      rows, {}, t.weight_strides.row, t.grad_strides.row, t.grid_cols(), t.block.n, down, across};
+  for (int64_t p = 0; p < kPlaces; ++p) {
+    blocks.scores[p] = static_cast<T*>(t.score) + (block_row + p * down) * t.grid_cols() + first;
+  }
+  return blocks;
+}
 
 // All that the loops read is their own: what a lambda holds a write to a score could change.
 template <class Rule, int64_t kPlaces, int64_t kTogether, class E, class T>
 [[gnu::noinline]] void update_columns(const Rule rule, Columns<kPlaces, kTogether, E, T> blocks, T alpha,
                                       T beta) {
   T totals[kPlaces * kTotals];
-  for (; blocks.down > 0; --blocks.down) {
+  for (; blocks.down > 0; blocks.move_down()) {
     const int64_t n = blocks.across, entries = blocks.of_block;
     if constexpr (kTogether == 1) {
       for (int64_t r = 1; r < entries; ++r, blocks.move_rows()) {
@@ -76,49 +94,36 @@ template <class Rule, int64_t kPlaces, int64_t kTogether, class E, class T>
         score = blend(true, alpha, score, beta, finish_block(Reduce::mean, total, entries));
       }
     }
-    blocks.move_rows();
-    for (T*& scores : blocks.scores) scores += blocks.to_next_scores;
   }
 }
 
-// The blocks [first, first + across) of rows of such blocks, so many `down` at each place; false where there
-// are no loops that read what lies in memory.
-template <int64_t kPlaces, int64_t kTogether, class T>
-bool update_columns_at(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
+template <class T>
+void update_side_by_side(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t first,
+                         int64_t across) {
+  read_rows<kRows, false, T>(t, rule, block_row * kRows, first, across,
+                             [&](auto values, const auto& rows, int64_t done, int64_t some) {
+                               if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
+                                 update_columns(values,
+                                                columns_of<1, T>(t, rows, block_row, 1, first + done, some),
+                                                static_cast<T>(rule.alpha), static_cast<T>(rule.beta));
+                               }
+                             });
+}
+
+// Rows are read one after the other, as they lie; false where there are no loops that do.
+template <int64_t kPlaces, class T>
+bool update_one_by_one(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
                        int64_t first, int64_t across) {
   return visit_alike<T>(rule.metric, t.weight_dtype, t.grad_dtype, [&](auto element) {
-    using E = decltype(element);
-    const int64_t row = block_row * t.block.n, apart = kPlaces == 1 ? 1 : down * t.block.n;
-    Columns<kPlaces, kTogether, E, T> blocks{
-        rows_in_place<kPlaces * kTogether, E>(t, rule, row, apart, first),
-        {},
-        t.weight_strides.row,
-        t.grad_strides.row,
-        t.grid_cols(),
-        t.block.n,
-        down,
-        across,
-    };
-    for (int64_t p = 0; p < kPlaces; ++p) {
-      blocks.scores[p] = static_cast<T*>(t.score) + (block_row + p * down) * t.grid_cols() + first;
-    }
+    const auto rows =
+        rows_in_place<kPlaces, decltype(element)>(t, rule, block_row * t.block.n, down * t.block.n, first);
     visit_row_rule<T>(rule, [&](auto values) {
       if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
-        update_columns(values, blocks, static_cast<T>(rule.alpha), static_cast<T>(rule.beta));
+        update_columns(values, columns_of<kPlaces, T>(t, rows, block_row, down, first, across),
+                       static_cast<T>(rule.alpha), static_cast<T>(rule.beta));
       }
     });
   });
-}
-
-// The same for any number of rows of blocks. Where rows are read one after the other, half of these beside
-// the other: one run of memory for each input does not take all that the memory gives.
-template <class T>
-bool update_columns(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
-                    int64_t first, int64_t across) {
-  if (reads_side_by_side(t)) return update_columns_at<1, kRows, T>(t, rule, block_row, down, first, across);
-  const int64_t half = down / 2, rest = down % 2;
-  return update_columns_at<2, 1, T>(t, rule, block_row, half, first, across) &&
-         update_columns_at<1, 1, T>(t, rule, block_row + 2 * half, rest, first, across);
 }
 
 // Updates the scores of the blocks [first, first + across) of `down` rows of blocks; false where they do not
@@ -127,13 +132,20 @@ template <class T>
 bool update_straight(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
                      int64_t first, int64_t across) {
   if (!are_blended_means<T>(t, rule)) return false;
-  if (t.block.n == 1 && t.block.m == 4) {
-    for (int64_t row = block_row; row < block_row + down; ++row) update_fours<T>(t, rule, row, first, across);
+  const bool are_fours = t.block.n == 1 && t.block.m == 4, are_columns = t.block.n > 1 && t.block.m == 1;
+  if (are_fours || (are_columns && t.block.n == kRows && reads_side_by_side(t))) {
+    for (int64_t row = block_row; row < block_row + down; ++row) {
+      are_fours ? update_fours<T>(t, rule, row, first, across)
+                : update_side_by_side<T>(t, rule, row, first, across);
+    }
     return true;
   }
-  const bool fits = reads_side_by_side(t) ? t.block.n == kRows : t.block.n > 1 && t.block.n <= kPartRows;
-  return fits && t.block.m == 1 && lies_in_rows(t, rule) &&
-         update_columns<T>(t, rule, block_row, down, first, across);
+  if (!are_columns || t.block.n > kPartRows || reads_side_by_side(t) || !lies_in_rows(t, rule)) return false;
+  // Half of the rows of blocks beside the other: one run of memory for each input does not take all that the
+  // memory gives.
+  const int64_t half = down / 2, rest = down % 2;
+  return update_one_by_one<2, T>(t, rule, block_row, half, first, across) &&
+         update_one_by_one<1, T>(t, rule, block_row + 2 * half, rest, first, across);
 }
 
 }  // namespace
