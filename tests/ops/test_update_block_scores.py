@@ -87,13 +87,23 @@ def test_several_long_rows_beside_each_other(device, cols, dtype, reduce):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("height", [2, 4, 5, 256, 257])
+@pytest.mark.parametrize("height", [2, 3, 4, 5, 256, 257])
 @pytest.mark.parametrize("down", [1, 2, 3, 49])
 @pytest.mark.parametrize("cols", [3, 84, 2048])
 def test_any_number_of_rows_of_columns(device, cols, down, height, dtype):
     dtypes, block = ("float64" if dtype == "float64" else "float32", dtype, dtype), (height, 1)
     inputs = arrays((height * min(down, 10000 // height), cols), block, dtypes=dtypes)
     check_blocks(device, *inputs, block=block, dtypes=dtypes, metric="snip", alpha=0.9)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("dtypes", [(d, d) for d in DTYPES] + [("bfloat16", "float32")])
+@pytest.mark.parametrize("height", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("width", [2, 4, 6, 8, 20])
+def test_small_blocks(device, width, height, dtypes, reduce):
+    dtypes, block = ("float64" if "float64" in dtypes else "float32", *dtypes), (height, width)
+    inputs = arrays((3 * height, 83 * width), block, dtypes=dtypes)  # 83 blocks: vectors of them, and a rest
+    check_blocks(device, *inputs, block=block, dtypes=dtypes, metric="snip", reduce=reduce, alpha=0.9)
 
 
 @pytest.mark.parametrize("block", [(32768, 1), (65536, 1), (1, 1), (-1, -1)])

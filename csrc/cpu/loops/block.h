@@ -54,7 +54,7 @@ void update_part(const BlockTensor& t, const UpdateRule& rule, bool past, int64_
   const int64_t row = block_row * t.block.n + part * kPartRows;
   const int64_t rows = min64(kPartRows, t.block.n - part * kPartRows);
   // Blocks whose rows are all read side by side are finished while their totals are in the cache.
-  const int64_t columns = is_of_fours(t.block) ? 2 * kChunk : kChunk;
+  const int64_t columns = t.block.n == 1 && t.block.m % 4 == 0 ? 2 * kChunk : kChunk;
   const int64_t step = t.block.n <= kRows && t.block.m < columns ? columns / t.block.m : blocks;
   T one[kSpan], other[kSpan];
   for (int64_t done = 0; done < blocks; done += step) {

@@ -32,9 +32,17 @@ inline char* advance(const void* data, Dtype dtype, int64_t entries) {
   return moved;
 }
 
+// Asks for the lines of n entries. Always inlined: GCC drops calls of a function that only prefetches, as one
+// without effect.
+template <class X>
+[[gnu::always_inline]] inline void ask_for_lines(const X* entries, int64_t n) {
+  const char* const begin = reinterpret_cast<const char*>(entries);
+  const int64_t bytes = n * static_cast<int64_t>(sizeof(X));
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(begin + at, 0, 2);
+}
+
 // Asks for the lines of entries kAhead further on, to be spread over arithmetic during which no load of its
-// own would be under way. Always inlined: GCC drops calls of a function that only prefetches, as one without
-// effect.
+// own would be under way.
 constexpr int64_t kAhead = 2 * kChunk;
 
 class Ahead {
@@ -47,9 +55,8 @@ class Ahead {
   }
 
   [[gnu::always_inline]] void ask_for(int64_t n) {
-    const char* const end = next_ + n * size_;
-    for (; next_ < end; next_ += 64) __builtin_prefetch(next_, 0, 2);
-    next_ = end;
+    ask_for_lines(next_, n * size_);
+    next_ += n * size_;
   }
 
  private:

@@ -26,6 +26,7 @@ UpdateRule unscaled(UpdateRule rule) {
 // The metric's value of an entry; where kCareful, its gradient is scaled and it may be dropped if not finite.
 template <Metric kMetric, bool kCareful, class T>
 struct EntryRule {
+  static constexpr Metric metric = kMetric;
   T inverse_scale;
   Key<T> drops;  // 1 or 0
 

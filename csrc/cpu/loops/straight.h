@@ -13,117 +13,194 @@ bool are_blended_means(const BlockTensor& t, const UpdateRule& rule) {
          t.score_dtype == own_dtype<T>();
 }
 
-// Blocks of four columns of one row.
-template <class Rule, class E, class T>
-[[gnu::noinline]] void update_fours(const Rule rule, const Rows<1, E> row, int64_t n, T alpha, T beta,
-                                    T* scores) {
-  for_each_fours<T>(rule, row, n, [=](int64_t i, const T* totals, auto count) {
+// Blocks of kRun columns, 2 or 4, of kTogether rows.
+template <int64_t kRun, class Rule, int64_t kTogether, class E>
+[[gnu::noinline]] void update_runs(const Rule rule, const Rows<kTogether, E> rows, int64_t n, float alpha,
+                                   float beta, float* scores) {
+  for_each_run<kRun>(rule, rows, n, [=](int64_t i, const float* sums, auto count) {
 #pragma GCC unroll 1
     for (int64_t j = 0; j < decltype(count)::value; ++j) {
-      scores[i + j] = blend(true, alpha, scores[i + j], beta, finish_block(Reduce::mean, totals[j], 4));
+      const float mean = finish_block(Reduce::mean, sums[j], kTogether * kRun);
+      scores[i + j] = blend(true, alpha, scores[i + j], beta, mean);
     }
   });
 }
-template <class T>
-void update_fours(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t first, int64_t across) {
-  T* const scores = static_cast<T*>(t.score) + row * t.grid_cols() + first;
-  read_rows<1, true, T>(t, rule, row, 4 * first, 4 * across,
-                        [&](auto values, const auto& run, int64_t done, int64_t some) {
-                          if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
-                            update_fours(values, run, some / 4, static_cast<T>(rule.alpha),
-                                         static_cast<T>(rule.beta), scores + done / 4);
-                          }
-                        });
+template <int64_t kRun, int64_t kTogether>
+void update_runs(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t first,
+                 int64_t across) {
+  float* const scores = static_cast<float*>(t.score) + block_row * t.grid_cols() + first;
+  read_summed<kTogether>(t, rule, block_row * kTogether, kRun * first, kRun * across,
+                         [&](auto values, const auto& rows, int64_t done, int64_t some) {
+                           update_runs<kRun>(values, rows, some / kRun, static_cast<float>(rule.alpha),
+                                             static_cast<float>(rule.beta), scores + done / kRun);
+                         });
 }
 
-// Blocks of one column: neighbours in rows of blocks that lie below each other, from one place on, or from
-// several.
-template <int64_t kPlaces, int64_t kTogether, class E, class T>
+// Blocks of one column: neighbours in rows of blocks that lie below each other.
+template <int64_t kLast, class E, class T>
 struct Columns {
-  Rows<kPlaces * kTogether, E> rows;  // the first kTogether ones of each place
-  T* scores[kPlaces];
-  int64_t to_next_w;  // from one row to the next
-  int64_t to_next_g;
-  int64_t to_next_scores;
+  Rows<kLast, E> rows;  // the first ones that have not been read
+  T* scores;
+  int64_t pitch;     // of scores
   int64_t of_block;  // rows
   int64_t down;
   int64_t across;
 
-  void move_rows() { rows.move(kTogether * to_next_w, kTogether * to_next_g); }
+  // Moves from the last rows of blocks to the blocks below.
   void move_down() {
-    if (--down == 0) return;
-    move_rows();
-    for (T*& own : scores) own += to_next_scores;
+    rows.move(kLast);
+    scores += pitch;
   }
 };
 
-// The blocks of `rows`, which begin with block `first` of a row of blocks, so many `down` at each place.
-template <int64_t kPlaces, class T, int64_t kAll, class E>
-Columns<kPlaces, kAll / kPlaces, E, T> columns_of(const BlockTensor& t, const Rows<kAll, E>& rows,
-                                                  int64_t block_row, int64_t down, int64_t first,
-                                                  int64_t across) {
-  Columns<kPlaces, kAll / kPlaces, E, T> blocks{
-      rows, {}, t.weight_strides.row, t.grad_strides.row, t.grid_cols(), t.block.n, down, across};
-  for (int64_t p = 0; p < kPlaces; ++p) {
-    blocks.scores[p] = static_cast<T*>(t.score) + (block_row + p * down) * t.grid_cols() + first;
-  }
-  return blocks;
+// Those that begin with block `first` of a row of blocks.
+template <class T, int64_t kLast, class E>
+Columns<kLast, E, T> columns_of(const BlockTensor& t, const Rows<kLast, E>& rows, int64_t block_row,
+                                int64_t down, int64_t first, int64_t across) {
+  T* const scores = static_cast<T*>(t.score) + block_row * t.grid_cols() + first;
+  return {rows, scores, t.grid_cols(), t.block.n, down, across};
+}
+
+// Scores from the last rows of their blocks and, where there are others, the totals of those.
+template <bool kOnly, class Rule, int64_t kLast, class E, class T>
+PRUNEOPS_HD void blend_last(const Rule& rule, const Columns<kLast, E, T>& blocks, T alpha, T beta,
+                            const T* totals) {
+  const auto rows = blocks.rows;
+  const int64_t entries = blocks.of_block;
+  T* const scores = blocks.scores;
+  for_pieces(rule, rows, blocks.across, [=](int64_t from, int64_t some) {
+#pragma GCC ivdep
+    for (int64_t i = from; i < from + some; ++i) {
+      T total = rule.total(rows, i);
+      if (!kOnly) total = combine(Rule::reduce, totals[i], total);
+      scores[i] = blend(true, alpha, scores[i], beta, finish_block(Reduce::mean, total, entries));
+    }
+  });
 }
 
 // All that the loops read is their own: what a lambda holds a write to a score could change.
-template <class Rule, int64_t kPlaces, int64_t kTogether, class E, class T>
-[[gnu::noinline]] void update_columns(const Rule rule, Columns<kPlaces, kTogether, E, T> blocks, T alpha,
-                                      T beta) {
-  T totals[kPlaces * kTotals];
-  for (; blocks.down > 0; blocks.move_down()) {
-    const int64_t n = blocks.across, entries = blocks.of_block;
-    if constexpr (kTogether == 1) {
-      for (int64_t r = 1; r < entries; ++r, blocks.move_rows()) {
-        r == 1 ? combine_rows<true, kPlaces>(rule, blocks.rows, n, totals)
-               : combine_rows<false, kPlaces>(rule, blocks.rows, n, totals);
-      }
+template <class Rule, int64_t kLast, class E, class T>
+[[gnu::noinline]] void update_columns(const Rule rule, Columns<kLast, E, T> blocks, T alpha, T beta) {
+  T totals[kSpan];
+  for (; blocks.down > 0; --blocks.down) {
+    int64_t above = blocks.of_block - kLast;
+    for (bool first = true; above > 0; first = false) {
+      const int64_t some = above % kLast == 0 ? kLast : 1;
+      some == 1 ? combine_rows(first, rule, blocks.rows.first(), blocks.across, totals)
+                : combine_rows(first, rule, blocks.rows, blocks.across, totals);
+      blocks.rows.move(some);
+      above -= some;
     }
-    const auto last = blocks;
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) {
-#pragma GCC unroll 2
-      for (int64_t p = 0; p < kPlaces; ++p) {
-        T total = rule.template total<kTogether>(last.rows, p * kTogether, i);
-        if (kTogether == 1) total = combine(Rule::reduce, totals[p * kTotals + i], total);
-        T& score = last.scores[p][i];
-        score = blend(true, alpha, score, beta, finish_block(Reduce::mean, total, entries));
-      }
-    }
+    blocks.of_block == kLast ? blend_last<true>(rule, blocks, alpha, beta, totals)
+                             : blend_last<false>(rule, blocks, alpha, beta, totals);
+    blocks.move_down();
   }
 }
 
-template <class T>
-void update_side_by_side(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t first,
-                         int64_t across) {
-  read_rows<kRows, false, T>(t, rule, block_row * kRows, first, across,
-                             [&](auto values, const auto& rows, int64_t done, int64_t some) {
-                               if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
-                                 update_columns(values,
-                                                columns_of<1, T>(t, rows, block_row, 1, first + done, some),
-                                                static_cast<T>(rule.alpha), static_cast<T>(rule.beta));
-                               }
-                             });
+// Rows of fewer bytes are read one after the other as they lie, those of two places in turn: the runs of
+// several rows side by side would be in a page or two of memory, and one run does not take all that the
+// memory gives.
+constexpr int64_t kShortRow = 3 << 10;
+
+// From the totals of a place to those of the other, of half types at the most: by no power of two, lest both
+// take the same places of a cache.
+constexpr int64_t kShortTotals = kShortRow / 2 + 64;
+
+template <bool kFirst, class Rule, class E, class T>
+PRUNEOPS_HD void combine_places(const Rule& rule, const Rows<1, E>& one, const Rows<1, E>& other, int64_t n,
+                                T* totals) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    T& above = totals[i];
+    T& below = totals[kShortTotals + i];
+    above = kFirst ? rule.total(one, i) : combine(Rule::reduce, above, rule.total(one, i));
+    below = kFirst ? rule.total(other, i) : combine(Rule::reduce, below, rule.total(other, i));
+  }
+}
+template <class Rule, class E, class T>
+PRUNEOPS_HD void blend_places(const Rule& rule, const Columns<1, E, T>& one, const Columns<1, E, T>& other,
+                              T alpha, T beta, const T* totals) {
+  const auto one_row = one.rows, other_row = other.rows;
+  const int64_t n = one.across, entries = one.of_block;
+  T* const above = one.scores;
+  T* const below = other.scores;
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) {
+    const T first = combine(Rule::reduce, totals[i], rule.total(one_row, i));
+    const T second = combine(Rule::reduce, totals[kShortTotals + i], rule.total(other_row, i));
+    above[i] = blend(true, alpha, above[i], beta, finish_block(Reduce::mean, first, entries));
+    below[i] = blend(true, alpha, below[i], beta, finish_block(Reduce::mean, second, entries));
+  }
+}
+template <class Rule, class E, class T>
+[[gnu::noinline]] void update_places(const Rule rule, Columns<1, E, T> one, Columns<1, E, T> other, T alpha,
+                                     T beta) {
+  T totals[2 * kShortTotals];
+  for (; one.down > 0; --one.down) {
+    combine_places<true>(rule, one.rows, other.rows, one.across, totals);
+    for (int64_t r = 2; r < one.of_block; ++r) {
+      one.rows.move(1);
+      other.rows.move(1);
+      combine_places<false>(rule, one.rows, other.rows, one.across, totals);
+    }
+    one.rows.move(1);
+    other.rows.move(1);
+    blend_places(rule, one, other, alpha, beta, totals);
+    one.move_down();
+    other.move_down();
+  }
 }
 
-// Rows are read one after the other, as they lie; false where there are no loops that do.
-template <int64_t kPlaces, class T>
-bool update_one_by_one(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
-                       int64_t first, int64_t across) {
-  return visit_alike<T>(rule.metric, t.weight_dtype, t.grad_dtype, [&](auto element) {
-    const auto rows =
-        rows_in_place<kPlaces, decltype(element)>(t, rule, block_row * t.block.n, down * t.block.n, first);
-    visit_row_rule<T>(rule, [&](auto values) {
-      if constexpr (decltype(values)::reduce == Reduce::sum) {  // a mean's
-        update_columns(values, columns_of<kPlaces, T>(t, rows, block_row, down, first, across),
-                       static_cast<T>(rule.alpha), static_cast<T>(rule.beta));
-      }
-    });
+// The blocks [first, first + across) of `down` rows of blocks as they lie, with loops that are chosen once.
+template <int64_t kLast, class E, class T>
+void update_in_place(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
+                     int64_t first, int64_t across) {
+  const T alpha = static_cast<T>(rule.alpha), beta = static_cast<T>(rule.beta);
+  const auto columns = [&](auto last, int64_t row, int64_t of_them) {
+    const auto rows = rows_in_place<decltype(last)::value, E>(t, rule, row * t.block.n, first);
+    return columns_of<T>(t, rows, row, of_them, first, across);
+  };
+  visit_rule_of<Reduce::sum, T>(rule, [&](auto values) {  // a mean's
+    if (t.matrix.cols * static_cast<int64_t>(sizeof(typename E::type)) < kShortRow) {
+      const int64_t half = down / 2;
+      update_places(values, columns(Count<1>{}, block_row, half), columns(Count<1>{}, block_row + half, half),
+                    alpha, beta);
+      block_row += 2 * half;
+      down -= 2 * half;
+    }
+    update_columns(values, columns(Count<kLast>{}, block_row, down), alpha, beta);
   });
+}
+
+// The same through buffers, for blocks of kLast rows.
+template <int64_t kLast, class T>
+void update_loaded_columns(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t first,
+                           int64_t across) {
+  T weights[kLast][kChunk], grads[kLast][kChunk];
+  for (int64_t done = 0; done < across; done += kChunk) {
+    const int64_t some = min64(kChunk, across - done), from = first + done;
+    const auto rows = load_rows<kLast, T>(t, rule, block_row * kLast, from, some, weights, grads);
+    const auto blocks = columns_of<T>(t, rows, block_row, 1, from, some);
+    visit_rule_of<Reduce::sum, T>(unscaled(rule), [&](auto values) {
+      update_columns(values, blocks, static_cast<T>(rule.alpha), static_cast<T>(rule.beta));
+    });
+  }
+}
+
+// Blocks of one column: false where they neither lie as they are needed nor have kLast rows.
+template <int64_t kLast, class T>
+bool update_columns(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
+                    int64_t first, int64_t across) {
+  const auto in_place = [&](auto element) {
+    update_in_place<kLast, decltype(element), T>(t, rule, block_row, down, first, across);
+  };
+  const bool lies = lies_in_rows(t, rule);
+  if (lies && visit_alike<T>(rule.metric, t.weight_dtype, t.grad_dtype, in_place)) return true;
+  if (t.block.n != kLast) return false;
+  for (int64_t row = block_row; row < block_row + down; ++row) {
+    update_loaded_columns<kLast, T>(t, rule, row, first, across);
+  }
+  return true;
 }
 
 // Updates the scores of the blocks [first, first + across) of `down` rows of blocks; false where they do not
@@ -132,20 +209,18 @@ template <class T>
 bool update_straight(const BlockTensor& t, const UpdateRule& rule, int64_t block_row, int64_t down,
                      int64_t first, int64_t across) {
   if (!are_blended_means<T>(t, rule)) return false;
-  const bool are_fours = t.block.n == 1 && t.block.m == 4, are_columns = t.block.n > 1 && t.block.m == 1;
-  if (are_fours || (are_columns && t.block.n == kRows && reads_side_by_side(t))) {
-    for (int64_t row = block_row; row < block_row + down; ++row) {
-      are_fours ? update_fours<T>(t, rule, row, first, across)
-                : update_side_by_side<T>(t, rule, row, first, across);
-    }
-    return true;
+  if (t.block.m == 2 || t.block.m == 4) {
+    return visit_few_rows<T>(t, rule, [&](auto together) {
+      constexpr int64_t kTogether = decltype(together)::value;
+      for (int64_t row = block_row; row < block_row + down; ++row) {
+        t.block.m == 2 ? update_runs<2, kTogether>(t, rule, row, first, across)
+                       : update_runs<4, kTogether>(t, rule, row, first, across);
+      }
+    });
   }
-  if (!are_columns || t.block.n > kPartRows || reads_side_by_side(t) || !lies_in_rows(t, rule)) return false;
-  // Half of the rows of blocks beside the other: one run of memory for each input does not take all that the
-  // memory gives.
-  const int64_t half = down / 2, rest = down % 2;
-  return update_one_by_one<2, T>(t, rule, block_row, half, first, across) &&
-         update_one_by_one<1, T>(t, rule, block_row + 2 * half, rest, first, across);
+  if (t.block.m != 1 || t.block.n == 1 || t.block.n > kPartRows) return false;
+  return t.block.n >= kRows ? update_columns<kRows, T>(t, rule, block_row, down, first, across)
+                            : update_columns<2, T>(t, rule, block_row, down, first, across);
 }
 
 }  // namespace

@@ -35,10 +35,6 @@ PRUNEOPS_HD void store_vector(const Vector<T>& v, T* entries) {
   memcpy(entries, &v, sizeof(v));
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define PRUNEOPS_SHUFFLES
-
 template <int... kLane>
 struct Lanes {};
 using AllLanes =
@@ -50,31 +46,49 @@ using AllLanes =
     Lanes<0, 1, 2, 3>;
 #endif
 
+// Entries of a and b in turn, by their places.
+template <int... kPlace>
+PRUNEOPS_HD Vector<float> shuffle(const Vector<float>& a, const Vector<float>& b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kPlace...);
+#else
+  return __builtin_shuffle(a, b, Vector<int32_t>{kPlace...});
+#endif
+}
+
 // The even or the odd entries of a and b, two of each in turn: shuffles within 16 bytes take the least time.
 template <int kOdd, int... kLane>
 PRUNEOPS_HD Vector<float> pick(const Vector<float>& a, const Vector<float>& b, Lanes<kLane...>) {
   constexpr int kSize = kEntries<float>;
-  return __builtin_shufflevector(a, b, (kLane % 4 < 2 ? 0 : kSize) + kLane / 4 * 4 + kLane % 2 * 2 + kOdd...);
+  return shuffle<((kLane % 4 < 2 ? 0 : kSize) + kLane / 4 * 4 + kLane % 2 * 2 + kOdd)...>(a, b);
 }
 // The sums of pairs of entries, in the same order.
 PRUNEOPS_HD Vector<float> sums_of_pairs(const Vector<float>& a, const Vector<float>& b) {
   return pick<0>(a, b, AllLanes{}) + pick<1>(a, b, AllLanes{});
 }
 
-// What two such steps make of four vectors, in the order of the vectors.
+// What one such step makes of two vectors, or two of four, in the order of the vectors.
 template <int... kLane>
-PRUNEOPS_HD Vector<float> in_order(const Vector<float>& v, Lanes<kLane...>) {
-  constexpr int kFours = kEntries<float> / 4;
-  return __builtin_shufflevector(v, v, kLane % kFours * 4 + kLane / kFours...);
+PRUNEOPS_HD Vector<float> pairs_in_order(const Vector<float>& v, Lanes<kLane...>) {
+  constexpr int kHalf = kEntries<float> / 2;
+  return shuffle<(kLane % kHalf / 2 * 4 + kLane / kHalf * 2 + kLane % 2)...>(v, v);
 }
-// The sums of fours of the entries of four vectors.
-PRUNEOPS_HD Vector<float> sums_of_fours(const Vector<float>& a, const Vector<float>& b,
-                                        const Vector<float>& c, const Vector<float>& d) {
-  return in_order(sums_of_pairs(sums_of_pairs(a, b), sums_of_pairs(c, d)), AllLanes{});
+template <int... kLane>
+PRUNEOPS_HD Vector<float> fours_in_order(const Vector<float>& v, Lanes<kLane...>) {
+  constexpr int kFours = kEntries<float> / 4;
+  return shuffle<(kLane % kFours * 4 + kLane / kFours)...>(v, v);
 }
 
-#endif
-#endif
+// The sums of each kRun neighbours, 2 or 4, of the entries of as many vectors; vector(j) is the j-th.
+template <int64_t kRun, class F>
+PRUNEOPS_HD Vector<float> sums_of_runs(const F& vector) {
+  const Vector<float> pairs = sums_of_pairs(vector(0), vector(1));
+  if constexpr (kRun == 2) {
+    return pairs_in_order(pairs, AllLanes{});
+  } else {
+    return fours_in_order(sums_of_pairs(pairs, sums_of_pairs(vector(2), vector(3))), AllLanes{});
+  }
+}
 
 }  // namespace
 }  // namespace pruneops::cpu::PRUNEOPS_ISA
