@@ -54,7 +54,10 @@ struct Rows {
     w.entries += n * w.pitch;
     g.entries += n * g.pitch;
   }
-  Rows<1, E> first() const { return {w, g}; }
+  template <int64_t kSome>
+  Rows<kSome, E> first() const {
+    return {w, g};
+  }
 };
 
 // Whether what is read lies side by side, and its scale has an inverse.

@@ -190,15 +190,13 @@ bool visit_few_rows(const BlockTensor& t, const UpdateRule& rule, const F& f) {
 }
 
 // f(rule of a sum, Rows, done, some) as from read_rows.
-template <int64_t kTogether, class F>
+template <int64_t kTogether, bool kInVectors, class T, class F>
 void read_summed(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col, int64_t n,
                  const F& f) {
-  read_rows<kTogether, true, float>(t, rule, row, col, n,
-                                    [&](auto values, const auto& rows, int64_t done, int64_t some) {
-                                      if constexpr (decltype(values)::reduce == Reduce::sum) {
-                                        f(values, rows, done, some);
-                                      }
-                                    });
+  const auto summed = [&](auto values, const auto& rows, int64_t done, int64_t some) {
+    if constexpr (decltype(values)::reduce == Reduce::sum) f(values, rows, done, some);
+  };
+  read_rows<kTogether, kInVectors, T>(t, rule, row, col, n, summed);
 }
 
 // Columns [col, col + n) of the rows of blocks summed in fours; false where they are not.
@@ -206,10 +204,10 @@ template <class T>
 bool sum_few_rows(const BlockTensor& t, const UpdateRule& rule, int64_t row, int64_t col, int64_t n,
                   T* sums) {
   const auto sum = [&](auto together) {
-    read_summed<decltype(together)::value>(t, rule, row, col, n,
-                                           [&](auto values, const auto& rows, int64_t done, int64_t some) {
-                                             sum_fours(values, rows, some / 4, sums + done / 4);
-                                           });
+    read_summed<decltype(together)::value, true, float>(
+        t, rule, row, col, n, [&](auto values, const auto& rows, int64_t done, int64_t some) {
+          sum_fours(values, rows, some / 4, sums + done / 4);
+        });
   };
   return t.block.m % 4 == 0 && visit_few_rows<T>(t, rule, sum);
 }
