@@ -11,7 +11,7 @@ from torch import Tensor
 from pruneops import ops
 
 from .blocks import grid, inc_expand
-from .common import Case, Config, element_size
+from .common import Case, Config, beside, element_size
 from .shapes import BERT_BASE, LLAMA_7B, Shape, largest, square, total, transformer
 
 BLOCK = (4, 1)
@@ -91,15 +91,15 @@ def cases(config: Config) -> Iterator[Case]:
                     needs=needs, **more)  # fmt: skip
 
     one, many = [square(config.n)], transformer(300, config.n)
-    yield case("bool mask, fp32", one, fp32, 1, bools, headline=True)
+    in_one = case("bool mask, fp32", one, fp32, 1, bools, headline=True)
+    yield in_one
     yield case("packed mask, fp32", one, fp32, 1 / 8, {"pruneops": _packed, **floats}, headline=True)
     expanded = {"pruneops": _block, "expand + mul_": _expanded, **floats}
     yield case("4x1 block mask, fp32", one, fp32, 1 / 4, expanded, headline=True)
     yield case("bool mask, bf16", one, bf16, 1, bools, headline=True)
     foreach = {**bools, "_foreach": _foreach}
-    yield case(
-        "300 tensors, bool mask, fp32", many, fp32, 1, config.peers(foreach, "_foreach"), relative_to="bool mask, fp32"
-    )
+    in_many = case("300 tensors, bool mask, fp32", many, fp32, 1, config.peers(foreach, "_foreach"))
+    yield beside(in_many, in_one, "one tensor")
     if config.smoke:
         return
     yield case("BERT-base, bool mask, fp32", BERT_BASE, fp32, 1, config.peers(foreach, "_foreach"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruneops import ops
 
-from .common import Case, Config, element_size
+from .common import Case, Config, beside, element_size
 from .distributions import HOSTILE
 from .shapes import transformer
 
@@ -89,18 +89,19 @@ def cases(config: Config) -> Iterator[Case]:
     def random(count: int, dtype: torch.dtype = fp32) -> Callable[[], list[Tensor]]:
         return lambda: [config.randn(count).abs_().to(dtype)]
 
-    beside = config.peers(peers, "kthvalue + compare", "topk", "numpy.partition")
-    yield case("random, keep 50 %, fp32", random(n), n, beside, headline=True)
+    chosen = config.peers(peers, "kthvalue + compare", "topk", "numpy.partition")
+    yield case("random, keep 50 %, fp32", random(n), n, chosen, headline=True)
     fastest = config.peers(KTHVALUE if config.device == "cuda" else {**KTHVALUE, "numpy.partition": _partition},
                            "numpy.partition")  # fmt: skip
     yield case("random, keep 10 %, fp32", random(n), n, fastest, keep=0.1)
     yield case("random, keep 90 %, fp32", random(n), n, fastest, keep=0.9)
     yield case("random, keep 50 %, bf16", random(n, bf16), n, KTHVALUE, dtype=bf16, headline=True)
-    yield from _many_tensors(config, case)
+    at_random = case("random, keep 50 %, fp32", random(n), n, {"pruneops": _ours})
+    yield from _many_tensors(config, case, at_random)
     for name, scores in HOSTILE.items():
         count = sum(map(torch.Size.numel, map(torch.Size, transformer(300, n)))) if "300" in name else n
-        yield case(f"{name}, keep 50 %, fp32", lambda scores=scores: scores(config, n), count, {"pruneops": _ours},
-                   relative_to="random, keep 50 %, fp32")  # fmt: skip
+        hostile = case(f"{name}, keep 50 %, fp32", lambda scores=scores: scores(config, n), count, {"pruneops": _ours})
+        yield beside(hostile, at_random, "random scores")
     yield from _kth_value(config)
     if config.smoke:
         return
@@ -111,16 +112,15 @@ def cases(config: Config) -> Iterator[Case]:
         yield case("n = 10^9, keep 50 %, bf16", random(10**9, bf16), 10**9, dtype=bf16)
 
 
-def _many_tensors(config: Config, case: Callable[..., Case]) -> Iterator[Case]:
+def _many_tensors(config: Config, case: Callable[..., Case], in_one: Case) -> Iterator[Case]:
     def of(count: int, dtype: torch.dtype) -> tuple[int, Callable[[], list[Tensor]]]:
         shapes = transformer(300, count)
         total = sum(rows * columns for rows, columns in shapes)
         return total, lambda: [config.randn(*shape).abs_().to(dtype) for shape in shapes]
 
     total, scores = of(config.n, torch.float32)
-    yield case(
-        "300 tensors, keep 50 %, fp32", scores, total, config.peers(KTHVALUE), relative_to="random, keep 50 %, fp32"
-    )
+    in_many = case("300 tensors, keep 50 %, fp32", scores, total, config.peers(KTHVALUE))
+    yield beside(in_many, in_one, "one tensor")
     if config.gpu:
         total, scores = of(7 * 10**9, torch.bfloat16)
         yield case("7*10^9 in 300 tensors, keep 50 %, bf16", scores, total, {"pruneops": _ours}, dtype=torch.bfloat16)

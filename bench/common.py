@@ -13,7 +13,8 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import wraps
 from statistics import median
 from typing import Any
 
@@ -90,12 +91,28 @@ class Case:
     contenders: Contenders
     #: A main case, run first; the first one of an operator is in the short table and in the picture.
     headline: bool = False
-    #: Case of the same operator whose time per entry this one is held against.
-    relative_to: str | None = None
     #: Whether contenders may be called in any order: what one leaves behind in the data is not in the way of another.
     in_turns: bool = True
     #: Bytes that data and peers need at their peak, where that may be more than a machine has.
     needs: int = 0
+
+
+def beside(case: Case, other: Case, name: str) -> Case:
+    """A case with ours of another one as a peer, so that the two are timed in turns: the speed of a machine that others
+    share changes from one case to the next."""
+
+    def on(part: int, call: Callable[[Any], object]) -> Callable[[Any], object]:
+        return wraps(call)(lambda both: call(both[part]))
+
+    return replace(
+        case,
+        data=lambda: (case.data(), other.data()),
+        contenders={
+            **{peer: on(0, call) for peer, call in case.contenders.items()},
+            name: on(1, other.contenders[OURS]),
+        },
+        needs=case.needs + other.needs,
+    )
 
 
 class DoesNotFitError(Exception):
@@ -283,7 +300,6 @@ class Bench:
             "entries": case.entries,
             "floor_bytes": case.floor * case.entries,
             "headline": case.headline,
-            "relative_to": case.relative_to,
             "peak_extra_bytes": peak,
             "copy_bandwidth": beside,
             "ours_beside": ours_beside,

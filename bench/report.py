@@ -110,11 +110,9 @@ def full_table(run: Run, op: str) -> str:
     for row in run.rows.values():
         if row.op != op:
             continue
-        relative = run.relative(row)
         lines.append([
             row.case, f"{row.entries:,}", milliseconds(row.ours.seconds), gigabytes(row, row.ours),
             decimal(row.fraction(row.ours)), ratios(row), size(row.ours.peak_extra), peer_memory(row),
-            f"{relative:.2f}× {row.relative_to}" if relative else "–",
         ])  # fmt: skip
         if run.device == "cuda":
             lines[-1].append("–" if row.ours.alone is None else milliseconds(row.ours.alone))
@@ -130,7 +128,6 @@ def full_table(run: Run, op: str) -> str:
         "extra memory",
         "peers' extra memory",
     ]
-    header.append("time per entry")
     if run.device == "cuda":
         header.append("ms of one call to an idle device")
     if several_commits:

@@ -47,7 +47,6 @@ class Row:
     entries: int
     floor_bytes: float
     headline: bool
-    relative_to: str | None
     commit: str
     results: dict[str, Result] = field(default_factory=dict)
 
@@ -68,10 +67,6 @@ class Row:
         ours = peer.ours_beside or self.ours.seconds
         return peer.seconds / ours if peer.seconds and ours else 0.0
 
-    def per_entry(self) -> float:
-        """Bytes that the copy beside ours moves in our time for an entry."""
-        return (self.ours.seconds or 0.0) * self.ours.copy_bandwidth / self.entries
-
 
 @dataclass
 class Run:
@@ -81,13 +76,6 @@ class Run:
     machines: list[dict[str, Any]] = field(default_factory=list)
     copies: list[list[float]] = field(default_factory=list)
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
-
-    def relative(self, row: Row) -> float | None:
-        """Time per entry over that of the case that this one is held against, each as a multiple of its copy's."""
-        base = self.rows.get((row.op, row.relative_to or ""))
-        if base is None or not (base.ours.seconds and row.ours.seconds):
-            return None
-        return row.per_entry() / base.per_entry()
 
     def headlines(self) -> list[Row]:
         """The first main case of each operator."""
@@ -120,7 +108,7 @@ def _rows(records: list[dict[str, Any]], commit: str) -> dict[tuple[str, str], R
         facts, stats = record["extra_info"], record["stats"] or {}
         key = (facts["op"], facts["case"])
         if key not in rows:
-            of_case = (facts[name] for name in ("entries", "floor_bytes", "headline", "relative_to"))
+            of_case = (facts[name] for name in ("entries", "floor_bytes", "headline"))
             rows[key] = Row(*key, *of_case, commit)
         rows[key].results[facts["contender"]] = Result(
             stats.get(STATISTIC[facts["device"]]),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench.common import Turns
+from bench.common import Case, Turns, beside, warmed
 from bench.results import load, span
 
 
@@ -16,7 +16,6 @@ def record(contender, seconds, device="cpu", case="one", entries=100, **facts):
         "entries": entries,
         "floor_bytes": 8 * entries,
         "headline": True,
-        "relative_to": None if case == "one" else "one",
         "peak_extra_bytes": 0,
         "copy_bandwidth": 100.0,
         "ours_beside": None,
@@ -51,12 +50,19 @@ def test_on_a_gpu_a_fraction_is_of_the_best_copy(tmp_path):
     assert row.fraction(row.ours) == pytest.approx(8 * 100 / 10.0 / 100.0)
 
 
-def test_cases_are_compared_in_copies(tmp_path):
-    one = record("pruneops", 10.0, copy_bandwidth=40.0)
-    many = record("pruneops", 10.0, case="many", entries=200, copy_bandwidth=100.0)
-    run = run_of(tmp_path, "cpu", one, many)
-    assert run.relative(run.rows["op", "many"]) == pytest.approx((10.0 * 100.0 / 200) / (10.0 * 40.0 / 100))
-    assert run.relative(run.rows["op", "one"]) is None
+def test_a_case_beside_another_has_ours_of_both_each_on_its_own_data():
+    peers = {"pruneops": lambda data: ["ours", data], "peer": warmed(lambda data: ["peer", data])}
+    many, one = (Case("op", name, 8, 1.0, lambda name=name: name, peers, needs=3) for name in ("many", "one"))
+    case = beside(many, one, "one tensor")
+    data = case.data()
+    assert {name: call(data) for name, call in case.contenders.items()} == {
+        "pruneops": ["ours", "many"],
+        "peer": ["peer", "many"],
+        "one tensor": ["ours", "one"],
+    }
+    assert case.contenders["peer"].warmed
+    assert not hasattr(case.contenders["one tensor"], "warmed")
+    assert (case.name, case.needs) == ("many", 6)
 
 
 def test_a_later_run_replaces_whole_cases_and_each_names_its_commit(tmp_path):
