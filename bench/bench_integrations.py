@@ -120,7 +120,7 @@ def _global_unstructured(config: Config, shapes: list[Shape]) -> Case:
 
     return Case(
         op="global_unstructured",
-        name=f"{len(shapes)} layers",
+        name="keep 50 % of square layers",
         entries=total(shapes),
         floor=12,
         data=data,

@@ -26,7 +26,7 @@ from .memory import available, peak_extra
 OURS = "pruneops"
 #: Each contender runs for about PATIENCE_S, within the bounds on its rounds; one slower than SLOW_S runs once,
 #: cold, and of one shorter than SHORT_S a single call says little.
-PATIENCE_S, SLOW_S, SHORT_S = 0.5, 1.0, 1e-3
+PATIENCE_S, SLOW_S, SHORT_S = 0.5, 3.0, 1e-3
 ROUNDS = (3, 25)
 
 Contenders = Mapping[str, Callable[[Any], object]]

@@ -1,4 +1,4 @@
-"""The roofline picture: each main case's fraction of the copy bandwidth, peers beside it."""
+"""The picture: each main case's fraction of the copy bandwidth, peers beside it."""
 
 from __future__ import annotations
 

@@ -10,6 +10,9 @@ from .picture import draw
 from .results import Result, Row, Run, decimal, load, span
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+#: What the README shows, in this order: a whole step, then its parts.
+SHORT = ("prune step", "update_scores_", "update_block_scores_", "topk_mask", "row_topk_mask", "nm_mask",
+         "apply_masks_", "gradient sensitivity")  # fmt: skip
 NOT_MEASURED = "not measured"
 
 
@@ -18,6 +21,11 @@ def milliseconds(seconds: float | None) -> str:
         return "fails"
     ms = 1e3 * seconds
     return f"{ms:.3f}" if ms < 1 else f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 100 else f"{ms:,.0f}"
+
+
+def timed(row: Row) -> str:
+    """Our time, and for how many entries."""
+    return f"{milliseconds(row.ours.seconds)} ms for {row.entries / 1e6:,.0f} M"
 
 
 def factor(x: float) -> str:
@@ -33,14 +41,14 @@ def gigabytes(row: Row, result: Result) -> str:
     return f"{row.floor_bytes / result.seconds / 1e9:.1f}" if result.seconds else "fails"
 
 
-def ratios(row: Row) -> str:
-    """How many times faster than each peer, the nearest first."""
+def ratios(row: Row, ends: bool = False) -> str:
+    """How many times faster than each peer, the nearest first, or than the nearest and the farthest."""
     if not row.ours.seconds:
         return "fails"
     slower = {name: row.times_slower(peer) for name, peer in row.peers.items()}
     peers = sorted(slower.items(), key=lambda item: item[1] or float("inf"))
     parts = [f"{factor(times)}× {name}" if times else f"{name} fails" for name, times in peers]
-    return ", ".join(parts) or "–"
+    return (" to ".join([parts[0], parts[-1]]) if ends and len(parts) > 1 else ", ".join(parts)) or "–"
 
 
 def peer_memory(row: Row) -> str:
@@ -74,32 +82,27 @@ def machine(run: Run) -> str:
 
 
 def short_table(runs: dict[str, Run]) -> str:
-    """The main cases: one line each, with the GPU's figure beside the CPU's."""
+    """A whole step and its parts: one line each, with the GPU's figure beside the CPU's."""
     cpu, cuda = (runs.get(device, Run(device)) for device in ("cpu", "cuda"))
-    keys = dict.fromkeys([(row.op, row.case) for run in (cpu, cuda) for row in run.headlines()])
+    main = {row.op: row for run in (cuda, cpu) for row in run.headlines()}
     lines = []
-    for key in keys:
+    for key in [(op, main[op].case) for op in SHORT if op in main]:
         row, gpu = cpu.rows.get(key), cuda.rows.get(key)
         cells = [NOT_MEASURED] * 4
         if row:
-            cells = [milliseconds(row.ours.seconds), decimal(row.fraction(row.ours)), ratios(row),
-                     memory(row)]  # fmt: skip
-        on_gpu = NOT_MEASURED
-        if gpu:
-            on_gpu = (
-                f"{milliseconds(gpu.ours.seconds)} ms at {gpu.entries / 1e6:,.0f} M, {decimal(gpu.fraction(gpu.ours))}"
-            )
-        entries = "–" if row is None else f"{row.entries / 1e6:.1f} M"
-        lines.append([f"`{key[0]}`", key[1], entries, *cells, on_gpu])
-    header = ["", "", "entries", "ms", "of the copy", "times faster than", "extra memory (peers')", "GPU"]
+            cells = [timed(row), decimal(row.fraction(row.ours)), ratios(row, ends=True), memory(row)]
+        on_gpu = f"{timed(gpu)}, {decimal(gpu.fraction(gpu.ours))}" if gpu else NOT_MEASURED
+        lines.append([f"`{key[0]}`", key[1], *cells, on_gpu])
+    header = ["", "", "time", "of the copy", "times faster than", "extra memory (peers')", "GPU: time, of the copy"]
     notes = [f"CPU: {machine(cpu)}" if cpu.rows else f"CPU: {NOT_MEASURED}."]
     notes.append(f"GPU: {machine(cuda)}" if cuda.rows else f"GPU: {NOT_MEASURED}.")
     legend = (
         "*Of the copy*: bytes that the operator must read and write at the least, over its time, as a fraction of the "
-        "bandwidth of `dst.copy_(src)`. *Extra memory*: peak beyond what stood before the call, inputs and given "
-        "outputs not counted. CPU: the best of several rounds, which took turns with the copy, and a peer's with ours; "
-        "GPU: the median of calls that follow one another, as `triton.testing.do_bench` takes them; ms, entries "
-        "and fraction of the copy."
+        "bandwidth of `dst.copy_(src)`. It can be above 1 on a CPU, whose copy also reads the lines that it writes. "
+        "*Times faster than*: the nearest peer and the farthest. *Extra memory*: peak beyond what stood before the "
+        "call, inputs and given outputs not counted. CPU: the best of several rounds, which took turns with the copy, "
+        "and a peer's with ours; a peer of more than 3 s runs once, and is held against our median. GPU: the median of "
+        "calls that follow one another, as `triton.testing.do_bench` takes them."
     )
     return "\n\n".join([table(header, lines), legend, *notes])
 

@@ -27,9 +27,10 @@ def span(bandwidths: list[float]) -> str:
 
 @dataclass(frozen=True)
 class Result:
-    """One contender of a case; ``seconds`` is None where it failed."""
+    """One contender of a case; ``seconds`` is None where it failed, ``middle`` the median of its rounds."""
 
     seconds: float | None
+    middle: float | None
     rounds: int
     peak_extra: int
     copy_bandwidth: float
@@ -63,8 +64,11 @@ class Row:
         return self.floor_bytes / result.seconds / result.copy_bandwidth if result.seconds else 0.0
 
     def times_slower(self, peer: Result) -> float:
-        """A peer's time over ours, taken in turns with it where there are such; 0 for a failure."""
-        ours = peer.ours_beside or self.ours.seconds
+        """A peer's time over ours, taken in turns with it where there are such; 0 for a failure.
+
+        What ran once is no best of several rounds, and is held against our median.
+        """
+        ours = peer.ours_beside or (self.ours.middle if peer.rounds == 1 else self.ours.seconds)
         return peer.seconds / ours if peer.seconds and ours else 0.0
 
 
@@ -112,6 +116,7 @@ def _rows(records: list[dict[str, Any]], commit: str) -> dict[tuple[str, str], R
             rows[key] = Row(*key, *of_case, commit)
         rows[key].results[facts["contender"]] = Result(
             stats.get(STATISTIC[facts["device"]]),
+            stats.get("median"),
             stats.get("rounds", 0),
             facts["peak_extra_bytes"],
             best_copy if facts["device"] == "cuda" else facts["copy_bandwidth"],

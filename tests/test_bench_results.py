@@ -8,7 +8,7 @@ from bench.common import Case, Turns, beside, warmed
 from bench.results import load, span
 
 
-def record(contender, seconds, device="cpu", case="one", entries=100, **facts):
+def record(contender, seconds, device="cpu", case="one", entries=100, rounds=3, **facts):
     extra = {
         "op": "op",
         "case": case,
@@ -22,7 +22,7 @@ def record(contender, seconds, device="cpu", case="one", entries=100, **facts):
         "device": device,
         **facts,
     }
-    stats = {"min": seconds, "median": 2 * seconds, "max": 3 * seconds, "rounds": 3}
+    stats = {"min": seconds, "median": 2 * seconds, "max": 3 * seconds, "rounds": rounds}
     return {"name": contender, "stats": stats, "extra_info": extra}
 
 
@@ -42,6 +42,12 @@ def test_on_a_cpu_a_fraction_is_of_the_copy_beside_and_a_ratio_to_ours_beside(tm
     assert row.fraction(row.ours) == pytest.approx(8 * 100 / 10.0 / 40.0)
     assert row.times_slower(row.peers["peer"]) == 3.0
     assert row.times_slower(row.peers["slow peer"]) == 50.0
+
+
+def test_what_ran_once_is_held_against_our_median(tmp_path):
+    once = record("peer", 60.0, rounds=1)
+    row = run_of(tmp_path, "cpu", record("pruneops", 10.0), once).rows["op", "one"]
+    assert row.times_slower(row.peers["peer"]) == 3.0
 
 
 def test_on_a_gpu_a_fraction_is_of_the_best_copy(tmp_path):

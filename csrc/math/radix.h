@@ -57,9 +57,4 @@ struct Selection {
   }
 };
 
-template <class K>
-PRUNEOPS_HD Selection<K> start_selection(int64_t k) {
-  return Selection<K>{K(0), k, 0, 0};
-}
-
 }  // namespace pruneops

@@ -11,7 +11,7 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from .._checks import Checker
-from .._library import CALLER
+from .._library import CALLER, UncheckedCallError
 from .._native import is_served
 
 Tensors = Tensor | Sequence[Tensor]
@@ -19,23 +19,27 @@ TensorOrList = TypeVar("TensorOrList", Tensor, Sequence[Tensor])
 OPS = torch.ops.pruneops
 
 
-def checked(op: str, run: Callable[..., Any], tensors: Any, *args: Any) -> Any:
-    """``run(check, tensors, *args)``, where ``run`` checks its arguments and calls the operator last.
+def checked(op: str, prepare: Callable[..., Callable[[], Any]], tensors: Any, *args: Any) -> Any:
+    """What the call returns that ``prepare(check, tensors, *args)`` makes once it has checked its arguments.
 
     The compiled operators refuse whatever the checks here refuse, before anything is written, and look at a tensor in
     a fraction of the time. So where one of them serves the call, the checks of tensors are left to it; they are made
-    here only to word what it has refused.
+    here only to word what it has refused. An error that they do not explain is passed on as it came.
     """
     first = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else tensors
-    if is_served(first):
-        CALLER.unchecked = True
-        try:
-            return run(Checker(op, thorough=False), tensors, *args)
-        except Exception:  # whatever it is: nothing has been written
-            pass
-        finally:
-            CALLER.unchecked = False
-    return run(Checker(op), tensors, *args)
+    if not is_served(first):
+        return prepare(Checker(op), tensors, *args)()
+    CALLER.unchecked = True
+    try:
+        return prepare(Checker(op, thorough=False), tensors, *args)()
+    except Exception as error:
+        refused = error
+    finally:
+        CALLER.unchecked = False
+    call = prepare(Checker(op), tensors, *args)
+    if isinstance(refused, UncheckedCallError):
+        return call()
+    raise refused
 
 
 def mark_written(tensors: Sequence[Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -88,16 +88,22 @@ def apply_masks_(tensors: TensorOrList, masks: Tensors, *, block: Sequence[int] 
     return checked("apply_masks_", _apply_masks, tensors, masks, block)
 
 
-def _apply_masks(check: Checker, tensors: TensorOrList, masks: Tensors, block: Sequence[int] | None) -> TensorOrList:
+def _apply_masks(
+    check: Checker, tensors: TensorOrList, masks: Tensors, block: Sequence[int] | None
+) -> Callable[[], TensorOrList]:
     tensor_list, mask_list = check.tensors("tensors", tensors), check.tensors("masks", masks)
     check.same_length("masks", mask_list, "tensors", tensor_list)
     size = None if block is None else check.block(block)
     if check.thorough:
         _check_masks(check, tensor_list, mask_list, size)
-    if tensor_list:
-        OPS.apply_masks_(tensor_list, mask_list, size)
-        mark_written(tensor_list)
-    return tensors
+
+    def call() -> TensorOrList:
+        if tensor_list:
+            OPS.apply_masks_(tensor_list, mask_list, size)
+            mark_written(tensor_list)
+        return tensors
+
+    return call
 
 
 def _check_masks(check: Checker, tensors: list[Tensor], masks: list[Tensor], block: tuple[int, int] | None) -> None:

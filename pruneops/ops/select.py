@@ -95,11 +95,13 @@ def kth_value(
     return checked("kth_value", _kth_value, scores, k, metric, grads, input_norm)
 
 
-def _kth_value(check: Checker, scores: Tensors, k: int, metric: str | None, grads: Any, input_norm: Any) -> Tensor:
+def _kth_value(
+    check: Checker, scores: Tensors, k: int, metric: str | None, grads: Any, input_norm: Any
+) -> Callable[[], Tensor]:
     select = _Selection(check, scores, metric, grads, input_norm)
     select.check_device()
     check.integer("k", k, 1, select.total())
-    return OPS.kth_value(select.scores, k, metric, select.grads, select.norms)
+    return lambda: OPS.kth_value(select.scores, k, metric, select.grads, select.norms)
 
 
 def count_digits(
@@ -143,7 +145,7 @@ def count_digits(
 
 def _count_digits(
     check: Checker, scores: Tensors, prefix: Tensor, round: int, metric: str | None, grads: Any, input_norm: Any
-) -> Tensor:
+) -> Callable[[], Tensor]:
     select = _Selection(check, scores, metric, grads, input_norm)
     if not check.thorough:
         check.integer("round", round, 0)  # the operator would take a bool for one
@@ -153,7 +155,7 @@ def _count_digits(
             check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
         check.integer("round", round, 0, digit_rounds(compute_dtype(*select.scores, *select.grads)) - 1)
         select.check_device(prefix=prefix)
-    return OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
+    return lambda: OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
 
 
 def topk_mask(
@@ -215,14 +217,18 @@ def _topk_mask(
     metric: str | None,
     grads: Any,
     input_norm: Any,
-) -> TensorOrList:
+) -> Callable[[], TensorOrList]:
     select = _Selection(check, scores, metric, grads, input_norm)
     check.choice("ties", ties, ("exact", "threshold"))
     kept = check.sparsity_to_keep(keep, sparsity, select.total())
     masks = select.outputs(packed, out)
-    if masks:
-        OPS.topk_mask(select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
-    return written(masks, scores, out)
+
+    def call() -> TensorOrList:
+        if masks:
+            OPS.topk_mask(select.scores, masks, kept, ties, strict, metric, select.grads, select.norms)
+        return written(masks, scores, out)
+
+    return call
 
 
 def row_topk_mask(
@@ -319,7 +325,7 @@ def _mask_one(
     metric: str | None,
     grads: Tensor | None,
     input_norm: Tensor | None,
-) -> Tensor:
+) -> Callable[[], Tensor]:
     """The mask of one tensor by ``op``, whose own arguments are what ``how(check)`` returns."""
     check.tensor("score", score)
     for name, value in (("grads", grads), ("input_norm", input_norm), ("out", out)):
@@ -329,5 +335,9 @@ def _mask_one(
     numbers = how(check)
     (mask,) = select.outputs(packed, out)
     grad, norm = (values[0] if values else None for values in (select.grads, select.norms))
-    op(score, mask, *numbers, metric, grad, norm)
-    return written([mask], score, out)
+
+    def call() -> Tensor:
+        op(score, mask, *numbers, metric, grad, norm)
+        return written([mask], score, out)
+
+    return call

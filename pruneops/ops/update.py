@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -61,11 +61,16 @@ def update_scores_(
 
 def _update_scores(
     check: Checker, scores: TensorOrList, weights: Any, grads: Any, metric: str, rule: tuple[Any, ...]
-) -> TensorOrList:
+) -> Callable[[], TensorOrList]:
     score_list = check.tensors("scores", scores)
     weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
-    _update(check, OPS.update_scores_, score_list, weight_list, grad_list, (metric,), *rule)
-    return scores
+    update = _update(check, OPS.update_scores_, score_list, weight_list, grad_list, (metric,), *rule)
+
+    def call() -> TensorOrList:
+        update()
+        return scores
+
+    return call
 
 
 def update_topk_mask_(
@@ -125,7 +130,7 @@ def _update_topk_mask(
     ties: str,
     packed: bool,
     out: TensorOrList | None,
-) -> TensorOrList:
+) -> Callable[[], TensorOrList]:
     score_list = check.tensors("scores", scores)
     weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
     check.choice("ties", ties, ("exact", "threshold"))
@@ -136,8 +141,13 @@ def _update_topk_mask(
     def op(*arguments: Any) -> None:
         OPS.update_topk_mask_(*arguments, masks, kept, ties)
 
-    _update(check, op, score_list, weight_list, grad_list, (metric,), *rule)
-    return written(masks, scores, out)
+    update = _update(check, op, score_list, weight_list, grad_list, (metric,), *rule)
+
+    def call() -> TensorOrList:
+        update()
+        return written(masks, scores, out)
+
+    return call
 
 
 def update_block_scores_(
@@ -194,7 +204,7 @@ def _update_block_scores(
     metric: str,
     reduce: str,
     rule: tuple[Any, ...],
-) -> TensorOrList:
+) -> Callable[[], TensorOrList]:
     score_list = check.tensors("scores", scores)
     weight_list, grad_list = check.reads(metric, BLOCK_METRICS, weights, grads)
     check.choice("reduce", reduce, _REDUCES)
@@ -208,8 +218,14 @@ def _update_block_scores(
         for i, (score, first) in enumerate(zip(score_list, firsts, strict=True)):
             check.floating(first_name, first, i)
             check.shape("scores", score, check.divides(first_name, first.shape, size, i), i)
-    _update(check, OPS.update_block_scores_, score_list, weight_list, grad_list, (size, metric, reduce), *rule)
-    return scores
+    how = (size, metric, reduce)
+    update = _update(check, OPS.update_block_scores_, score_list, weight_list, grad_list, how, *rule)
+
+    def call() -> TensorOrList:
+        update()
+        return scores
+
+    return call
 
 
 def _element_inputs(
@@ -235,8 +251,8 @@ def _update(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
     skip_nonfinite: bool,
-) -> None:
-    """The common end of both updates: the checks of what they share, then the operator."""
+) -> Callable[[], None]:
+    """The common end of all updates: the checks of what they share, and the call of the operator."""
     alpha, beta = check.number("alpha", alpha), check.number("beta", beta)
     if check.thorough:
         for i, score in enumerate(scores):
@@ -245,9 +261,13 @@ def _update(
     check.optional_scalar("grad_scale", grad_scale)
     check.optional_scalar("found_inf", found_inf)
     check.same_device(scores=scores, weights=weights, grads=grads, grad_scale=grad_scale, found_inf=found_inf)
-    if scores:
-        op(scores, weights, grads, *how, alpha, beta, grad_scale, found_inf, bool(skip_nonfinite))
-        mark_written(scores)
+
+    def call() -> None:
+        if scores:
+            op(scores, weights, grads, *how, alpha, beta, grad_scale, found_inf, bool(skip_nonfinite))
+            mark_written(scores)
+
+    return call
 
 
 def block_reduce(score: Tensor, block: Sequence[int], reduce: str = "mean", *, out: Tensor | None = None) -> Tensor:

@@ -24,7 +24,6 @@ REGISTRY = importlib.import_module("neural_compressor.compression.pruner.criteri
 PATTERNS = importlib.import_module("neural_compressor.compression.pruner.patterns").PATTERNS
 #: In 2.2 criteria know no pattern and modules carry the block masks.
 EARLY = "ptNxM" not in PATTERNS
-CONV_NETS = (ConvNet, OddConvNet)
 
 
 @pytest.fixture(autouse=True)
