@@ -10,6 +10,8 @@ export TORCH_CUDA_ARCH_LIST ?= $(or $(GPUS),9.0)
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Where the tests look for cmake and ninja first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 KERNELS := $(shell find csrc -type f)
 FORMATTED := $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')

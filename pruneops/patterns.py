@@ -23,6 +23,10 @@ class Pattern:
         spec: the text it was parsed from.
         block: (N, M), rows and columns that share one decision; -1 is the whole extent; None without blocks.
         nm: (n, m), n entries kept of each m consecutive ones of a row; None for the other patterns.
+
+    Example:
+        >>> parse_pattern("4x1").block, parse_pattern("2:4").nm
+        ((4, 1), (2, 4))
     """
 
     spec: str

@@ -36,6 +36,10 @@ class Rule:
         start_step, end_step, frequency, initial_sparsity: see :class:`pruneops.schedules.Schedule`.
         min_sparsity: lowest final sparsity of each layer, with scope ``global``.
         max_sparsity: highest sparsity of each layer, with scope ``global``.
+
+    Example:
+        >>> Rule(include="*.mlp.*", pattern="2:4", end_step=1000).pattern
+        '2:4'
     """
 
     include: Patterns = None
@@ -144,6 +148,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         OSError: the file cannot be read.
         ValueError: it is not YAML, or holds no mapping.
         ImportError: PyYAML is missing.
+
+    Example:
+        >>> read_recipe("recipe.yaml")  # doctest: +SKIP
+        {'criterion': 'snip_momentum', 'sparsity': 0.8, 'end_step': 1000}
     """
     try:
         import yaml

@@ -79,6 +79,11 @@ class PruneReport:
             selection.
         skipped: names of the layers that the pattern does not divide.
         masks: name -> element mask in the parameter's shape; ``masks.units`` holds one entry per block.
+
+    Example:
+        >>> report = pruneops.prune(nn.Sequential(nn.Linear(8, 8)), 0.5, include="*")
+        >>> report.total, report.kept
+        (64, 32)
     """
 
     layers: tuple[LayerReport, ...]

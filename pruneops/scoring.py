@@ -87,6 +87,11 @@ def score_checkpoint(
 
     Raises:
         ValueError: the criterion is unknown, or no tensor is a layer of the model.
+
+    Example:
+        >>> batches = [torch.arange(128).reshape(1, 128)]
+        >>> scores = score_checkpoint(model, checkpoint, checkpoint.tensors, batches)  # doctest: +SKIP
+        >>> save_scores("scores.safetensors", scores)  # doctest: +SKIP
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")

@@ -46,6 +46,19 @@ class PruningCriterion:
     Raises:
         ValueError: a setting is out of range, or the pattern does not divide a weight; the message names it.
         TypeError: ``modules`` is not a mapping, or a value in it has no weight.
+
+    Example:
+        >>> class Fisher(PruningCriterion):
+        ...     needs_gradient = True
+        ...
+        ...     def on_before_optimizer_step(self):
+        ...         self.update_scores("fisher")
+        >>> weight = torch.ones(2, requires_grad=True)
+        >>> (3 * weight).sum().backward()
+        >>> criterion = Fisher({"fc": weight}, {})
+        >>> criterion.on_before_optimizer_step()
+        >>> criterion.scores["fc"]
+        tensor([9., 9.])
     """
 
     needs_gradient = False

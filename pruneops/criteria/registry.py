@@ -14,6 +14,12 @@ _Criterion = TypeVar("_Criterion", bound="type[PruningCriterion]")
 def register_criterion(name: str) -> Callable[[_Criterion], _Criterion]:
     """Register the decorated class in ``CRITERIA`` under ``name``.
 
+    Args:
+        name: the ``criterion_type`` of a configuration; a name that is taken goes to the new class.
+
+    Returns:
+        A decorator that returns its class, a subclass of :class:`PruningCriterion`, as it is.
+
     Example:
         >>> @register_criterion("taylor")
         ... class TaylorCriterion(PruningCriterion):
@@ -29,7 +35,15 @@ def register_criterion(name: str) -> Callable[[_Criterion], _Criterion]:
 
 
 def criterion_class(name: str) -> type[PruningCriterion]:
-    """The class registered under ``name``; a ValueError that lists the known names where there is none."""
+    """The class registered under ``name``.
+
+    Raises:
+        ValueError: there is none; the message lists the known names.
+
+    Example:
+        >>> criterion_class("magnitude")
+        <class 'pruneops.criteria.weights.MagnitudeCriterion'>
+    """
     if name not in CRITERIA:
         raise ValueError(f"unknown criterion {name!r}; known are {', '.join(sorted(CRITERIA))}")
     return CRITERIA[name]

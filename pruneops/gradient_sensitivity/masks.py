@@ -27,7 +27,8 @@ def tile_mask(importance: Tensor, sparsity: float, pattern: Pattern, method: str
         bool mask of the shape of ``importance``.
 
     Example:
-        >>> tile_mask(torch.tensor([[3.0, 1.0, 1.0, 2.0]]), 0.25, parse_pattern("1x1"), "per_tensor", "threshold")
+        >>> pattern = pruneops.parse_pattern("1x1")
+        >>> tile_mask(torch.tensor([[3.0, 1.0, 1.0, 2.0]]), 0.25, pattern, "per_tensor", "threshold")
         tensor([[ True, False, False,  True]])
     """
     matrix = importance.flatten(1)

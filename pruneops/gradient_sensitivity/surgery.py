@@ -58,6 +58,10 @@ def cut(group: Group, importance: Tensor, target: int, order: str = "importance"
 
     Raises:
         ValueError: sizes that do not fit; nothing is written.
+
+    Example:
+        >>> heads = find_groups(model)[0]  # doctest: +SKIP
+        >>> cut(heads, importance=torch.rand(heads.instances), target=8)  # doctest: +SKIP
     """
     check_cut(group, group.name, importance, target)
     ranks = importance.view(group.units, group.per_unit).sum(1) if group.per_unit > 1 else importance
@@ -115,8 +119,8 @@ def load_pruned(model: nn.Module, path: str | Path) -> nn.Module:
         ValueError: a weight is missing in the file, or has another number of dimensions there; nothing is changed.
 
     Example:
-        >>> pruned.save_pretrained("pruned")
-        >>> model = load_pruned(AutoModel.from_config(config), "pruned")
+        >>> pruned.save_pretrained("pruned")  # doctest: +SKIP
+        >>> model = load_pruned(AutoModel.from_config(config), "pruned")  # doctest: +SKIP
     """
     file = Path(path)
     file = file / "model.safetensors" if file.is_dir() else file

@@ -113,6 +113,18 @@ class L1Pattern(prune.BasePruningMethod):
 def l1_unstructured(module: nn.Module, name: str, amount: float, importance_scores: Tensor | None = None) -> nn.Module:
     """``torch.nn.utils.prune.l1_unstructured`` by :class:`L1Unstructured`.
 
+    Args:
+        module: what holds the parameter; it is changed in place, as torch's own function changes it.
+        name: of the parameter.
+        amount: share to prune (a float from 0 to 1) or number of entries (an int).
+        importance_scores: what is ranked in place of the parameter, of its shape.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: the amount is out of range, or the scores have another shape.
+
     Example:
         >>> layer = l1_unstructured(nn.Linear(4, 4), "weight", amount=8)
         >>> int(layer.weight_mask.sum())
@@ -130,6 +142,19 @@ def l1_pattern(
     importance_scores: Tensor | None = None,
 ) -> nn.Module:
     """Prune a parameter by :class:`L1Pattern`.
+
+    Args:
+        module: what holds the parameter; it is changed in place.
+        name: of the parameter.
+        pattern: see :func:`pruneops.parse_pattern`.
+        amount: share of the blocks to prune (a float) or their number (an int); None for an N:M pattern.
+        importance_scores: what is ranked in place of the parameter, of its shape.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: the pattern does not divide the parameter, or as in :func:`l1_unstructured`.
 
     Example:
         >>> layer = l1_pattern(nn.Linear(8, 4), "weight", "2:4")

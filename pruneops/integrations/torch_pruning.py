@@ -46,8 +46,9 @@ class ChannelImportance(GroupTaylorImportance):
         ValueError: the metric is unknown, or on a call a gradient that it reads is missing.
 
     Example:
-        >>> loss.backward()
-        >>> ChannelImportance("snip")(dependency_graph.get_pruning_group(model.conv1, prune_fn, idxs=[0, 1]))
+        >>> loss.backward()  # doctest: +SKIP
+        >>> group = dependency_graph.get_pruning_group(model.conv1, prune_fn, idxs=[0, 1])  # doctest: +SKIP
+        >>> ChannelImportance("snip")(group)  # doctest: +SKIP
         tensor([1.2069, 0.7931])
     """
 

@@ -31,7 +31,7 @@ def empty_masks(scores: TensorOrList, *, packed: bool = False) -> TensorOrList:
 
     Example:
         >>> score = torch.tensor([1.0, 3.0, 2.0])
-        >>> topk_mask(score, keep=1, out=empty_masks(score))
+        >>> ops.topk_mask(score, keep=1, out=empty_masks(score))
         tensor([False,  True, False])
     """
     masks = OPS.empty_masks(Checker("empty_masks").tensors("scores", scores), packed)
