@@ -313,7 +313,8 @@ def count_digits(scores, prefix, round, metric, grads, input_norms):
     shift, before = digit_shift(dtype, round), digit_shift(dtype, round - 1)
     for value, row in zip(values, counts, strict=True):
         keys = _key_bits(value.reshape(-1).to(dtype))
-        matching = keys if round == 0 else keys[(keys >> before) == (prefix >> before)]
+        decided = prefix & (2**32 - 1) if dtype == torch.float32 else prefix
+        matching = keys if round == 0 else keys[(keys >> before) == (decided >> before)]
         # The last digit may have fewer bits.
         digits = (matching >> shift) & (2 ** min(DIGIT_BITS, before - shift) - 1)
         row.copy_(digits.bincount(minlength=len(row)))

@@ -53,7 +53,7 @@ RUNS = {
 
 #: Python itself leaks. A report ends the process, so that no test can hide it.
 OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0",
+    "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
 }

@@ -5,11 +5,13 @@
 #include <vector>
 
 #include "../math/order.h"
+#include "denormals.h"
 
 namespace pruneops::cpu {
 namespace {
 
 std::vector<uint64_t> importance_keys(const void* importance, Dtype dtype, int64_t instances) {
+  const KeepDenormals denormals;
   std::vector<uint64_t> keys(static_cast<size_t>(instances));
   visit_dtype(dtype, [&](auto element) {
     using E = decltype(element);
@@ -35,13 +37,40 @@ struct Copy {
   const std::vector<int64_t>& kept;
 };
 
+// Slabs of a number of bytes that the compiler knows, which it copies in a register or two, or of any.
+template <int64_t kBytes>
+void copy_slabs_of(const Copy& copy, int64_t begin, int64_t end) {
+  const auto& [t, kept] = copy;
+  const int64_t bytes = kBytes > 0 ? kBytes : t.slab_bytes;
+  char* target = static_cast<char*>(t.target) + begin * bytes;
+  for (int64_t task = begin; task < end;) {
+    const int64_t outer = task / t.kept, place = task - outer * t.kept,
+                  run = min64(t.kept - place, end - task);
+    const char* const source = static_cast<const char*>(t.source) + outer * t.instances * bytes;
+    const int64_t* const wanted = kept.data() + place;
+    for (int64_t i = 0; i < run; ++i) {
+      memcpy(target + i * bytes, source + wanted[i] * bytes, static_cast<size_t>(bytes));
+    }
+    target += run * bytes;
+    task += run;
+  }
+}
+
 void copy_slabs(void* context, int64_t begin, int64_t end) {
-  const auto& [t, kept] = *static_cast<const Copy*>(context);
-  for (int64_t task = begin; task < end; ++task) {
-    const int64_t outer = task / t.kept, place = task % t.kept;
-    const char* source =
-        static_cast<const char*>(t.source) + (outer * t.instances + kept[place]) * t.slab_bytes;
-    memcpy(static_cast<char*>(t.target) + task * t.slab_bytes, source, static_cast<size_t>(t.slab_bytes));
+  const Copy& copy = *static_cast<const Copy*>(context);
+  switch (copy.tensor.slab_bytes) {
+    case 1:
+      return copy_slabs_of<1>(copy, begin, end);
+    case 2:
+      return copy_slabs_of<2>(copy, begin, end);
+    case 4:
+      return copy_slabs_of<4>(copy, begin, end);
+    case 8:
+      return copy_slabs_of<8>(copy, begin, end);
+    case 16:
+      return copy_slabs_of<16>(copy, begin, end);
+    default:
+      return copy_slabs_of<0>(copy, begin, end);
   }
 }
 

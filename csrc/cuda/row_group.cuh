@@ -6,7 +6,7 @@
 
 namespace pruneops::cuda {
 
-// Cells (see Cut) of a lane.
+// Cells (see RowCut) of a lane.
 constexpr int kRowCells = (kRowWarps * kPairVectors + kWarp - 1) / kWarp;
 
 __device__ __forceinline__ int warp_sum(int own) {
@@ -26,7 +26,7 @@ __device__ __forceinline__ T warp_end(T own, bool highest) {
 
 // Where a row's first ties end: in a cell, which is a vector of each lane of a warp, behind so many ties of
 // it.
-struct Cut {
+struct RowCut {
   int cell;
   int rest;
   int total;  // ties of all cells
@@ -49,8 +49,8 @@ struct WarpGroup {
     highest = warp_end(highest, true);
   }
   template <int kCount>
-  __device__ __forceinline__ Cut cut(const int (&ties)[kCount], int first_ties) {
-    Cut cut{0, first_ties, 0};
+  __device__ __forceinline__ RowCut cut(const int (&ties)[kCount], int first_ties) {
+    RowCut cut{0, first_ties, 0};
 #pragma unroll
     for (int v = 0; v < kCount; v += 2) {
       // Two cells in a sum: no lane has more than kVector ties of either.
@@ -103,7 +103,7 @@ struct BlockGroup {
     highest = warp_end(ends[1][lane], true);
   }
   template <int kCount>
-  __device__ __forceinline__ Cut cut(const int (&ties)[kCount], int first_ties) {
+  __device__ __forceinline__ RowCut cut(const int (&ties)[kCount], int first_ties) {
     auto& cells = shared.cells[turn ^= 1];
 #pragma unroll
     for (int v = 0; v < kCount; ++v) {
@@ -118,7 +118,7 @@ struct BlockGroup {
       sum += own[c] = place < warps() * kCount ? cells[place] : 0;
     }
     const auto scan = warp_scan(sum);
-    Cut lane{0, 0, 0};
+    RowCut lane{0, 0, 0};
     int up_to = scan.before;
 #pragma unroll
     for (int c = 0; c < kRowCells; ++c) lane.pass(own[c], up_to += own[c], first_ties);

@@ -95,7 +95,7 @@ __device__ __forceinline__ int write_cut(const SelectTensor& t, const Held& held
     marks[v] = held.marks(v, at, from);
     own[v] = marks[v].ties().sum();
   }
-  const Cut cut = group.cut(own, first_ties);
+  const RowCut cut = group.cut(own, first_ties);
   MaskWords masks[Held::kVectors];
 #pragma unroll
   for (int v = 0; v < held.kVectors; ++v) {

@@ -18,12 +18,14 @@ struct StreamTask {
   int32_t parts;
   int32_t part_rows;   // or spans
   int32_t block_rows;  // of a task
-  float inverse;       // of the entries of a block
+  float inverse;       // of the entries of a block where that is exact, else 0
   int64_t spans;       // tasks side by side
 
   StreamTask() = default;
   explicit StreamTask(const BlockTensor& t)
-      : tensor(t), totals(nullptr), inverse(1.0f / static_cast<float>(t.block.entries())) {
+      : tensor(t),
+        totals(nullptr),
+        inverse(is_power_of_two(t.block.entries()) ? 1.0f / static_cast<float>(t.block.entries()) : 0.0f) {
     const BlockCut cut(t);
     parts = static_cast<int32_t>(cut.parts());
     part_rows = is_long() ? static_cast<int32_t>(cut.part_cols / kSpan) : cut.part_rows;
@@ -39,6 +41,9 @@ struct StreamTask {
     return is_long() ? tensor.grid_rows() : divide(tensor.grid_rows() + block_rows - 1, block_rows) * parts;
   }
   PRUNEOPS_HD int64_t part_count() const { return parts; }
+  PRUNEOPS_HD float mean(float total) const {
+    return inverse != 0.0f ? total * inverse : finish_block(Reduce::mean, total, tensor.block.entries());
+  }
 };
 
 // A tile has a task for each warp, neighbours in the same rows.
@@ -63,7 +68,6 @@ inline bool can_stream(const BlockTensor& t, const UpdateRule& rule, Dtype dtype
   }
   if (t.matrix.inner != t.matrix.cols || t.matrix.cols % kVector != 0) return false;
   if (t.block.m > kSpan) return t.block.n == 1 && t.block.m % kSpan == 0;
-  // The mean of a whole block is a product with the exact inverse of a power of two.
   return is_power_of_two(t.block.m) && (is_power_of_two(t.block.n) || t.block.n > kPartRows);
 }
 
@@ -217,7 +221,7 @@ struct StreamFinish {
     float scores[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      float value = rule.reduce == Reduce::mean ? sums[i] * task.inverse : finish_sum(rule.reduce, sums[i]);
+      float value = rule.reduce == Reduce::mean ? task.mean(sums[i]) : finish_sum(rule.reduce, sums[i]);
       if (rule.skip_nonfinite) value = finite_or_zero(value);
       scores[i] = blend(rule.reads_score(), static_cast<float>(rule.alpha), old[i],
                         static_cast<float>(rule.beta), value);
@@ -237,13 +241,13 @@ __device__ __forceinline__ void update_stream_task(const StreamTask& task, const
   if (task.is_long()) {
     const int64_t block = divide(across, task.parts);
     part = static_cast<int32_t>(across - block * task.parts);
-    col = block * t.block.m + part * task.part_rows * kSpan;
-    count = of_block = static_cast<int>(min64(count, (t.block.m / kSpan) - part * task.part_rows));
+    col = block * t.block.m + int64_t{part} * task.part_rows * kSpan;
+    count = of_block = static_cast<int>(min64(count, (t.block.m / kSpan) - int64_t{part} * task.part_rows));
   } else if (task.parts > 1) {
     block_row = divide(down, task.parts);
     part = static_cast<int32_t>(down - block_row * task.parts);
-    row = block_row * t.block.n + part * task.part_rows;
-    count = of_block = static_cast<int>(min64(count, t.block.n - part * task.part_rows));
+    row = block_row * t.block.n + int64_t{part} * task.part_rows;
+    count = of_block = static_cast<int>(min64(count, t.block.n - int64_t{part} * task.part_rows));
   } else {
     block_row = down * task.block_rows;
     row = block_row * t.block.n;

@@ -1,4 +1,4 @@
-// N:M selection within a group of m keys, by rank: how many of the group are better.
+// What N:M selection goes by within a group: which of two keys or scores is kept first.
 #pragma once
 
 #include "portable.h"

@@ -10,11 +10,13 @@ Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instanc
   check_same_device(op, tensor, importance);
   STD_TORCH_CHECK(dim >= 0 && dim < tensor.dim(), op, ": dim ", dim, " of a tensor of ", tensor.dim(),
                   " dimensions");
+  const bool original = is_second_of(op, order, "importance", "original");
   const int64_t instances = importance.numel();
   STD_TORCH_CHECK(stride >= 1 && num_instances >= 0 && num_instances <= instances, op, ": cannot keep ",
                   num_instances, " of ", instances, " instances of stride ", stride);
-  STD_TORCH_CHECK(tensor.size(dim) == instances * stride, op, ": ", tensor.size(dim), " entries along dim ",
-                  dim, " for ", instances, " instances of stride ", stride);
+  STD_TORCH_CHECK(tensor.size(dim) % stride == 0 && tensor.size(dim) / stride == instances, op, ": ",
+                  tensor.size(dim), " entries along dim ", dim, " for ", instances, " instances of stride ",
+                  stride);
   const Tensor source = as_contiguous(tensor), ranks = as_contiguous(importance);
   Ints shape(tensor.sizes().begin(), tensor.sizes().end());
   SlabTensor slabs{source.data_ptr(), nullptr,      1, stride * static_cast<int64_t>(tensor.element_size()),
@@ -24,7 +26,6 @@ Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instanc
   shape[dim] = num_instances * stride;
   Tensor kept = new_output(tensor, shape, tensor.scalar_type());
   slabs.target = kept.data_ptr();
-  const bool original = order == "original";
   const Dtype dtype = dtype_of(ranks);
   run_on(
       op, tensor,

@@ -12,7 +12,7 @@ int64_t numel_of(const Ints& shape) {
   int64_t numel = 1;
   for (const int64_t size : shape) {
     STD_TORCH_CHECK(size >= 0, "pruneops: a shape has a negative size, ", size);
-    numel *= size;
+    STD_TORCH_CHECK(!__builtin_mul_overflow(numel, size, &numel), "pruneops: a shape has too many entries");
   }
   return numel;
 }

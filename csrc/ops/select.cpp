@@ -20,6 +20,8 @@ class Inputs {
  public:
   Inputs(const char* op, const Tensors& scores, Metric metric, const Tensors& grads, const Tensors& norms,
          const Tensors& masks, bool packs = true) {
+    STD_TORCH_CHECK(!scores.empty(), op, ": no scores");
+    STD_TORCH_CHECK(metric != Metric::product, op, ": a metric of blocks");
     if (reads_grad(metric)) check_same_length(op, grads, scores);
     if (metric == Metric::wanda) check_same_length(op, norms, scores);
     entries_.reserve(scores.size());
@@ -164,7 +166,7 @@ void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, bool
   Inputs inputs(op, scores, how, grads, input_norms, out);
   STD_TORCH_CHECK(keep >= 0 && keep <= inputs.total(), op, ": keep must be between 0 and ", inputs.total(),
                   ", got ", keep);
-  const SelectRule rule{how, inputs.total() - keep, ties == "threshold", strict};
+  const SelectRule rule{how, inputs.total() - keep, is_second_of(op, ties, "exact", "threshold"), strict};
   run_on(
       op, scores[0],
       [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {

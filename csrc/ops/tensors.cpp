@@ -6,6 +6,9 @@
 #include <sys/mman.h>
 #endif
 
+// Of torch from 2.13 on.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace pruneops::ops {
 
 using torch::headeronly::ScalarType;
@@ -84,6 +87,11 @@ void check_type(const char* op, const Tensor& tensor, ScalarType type) {
   STD_TORCH_CHECK(tensor.scalar_type() == type, op, ": a tensor has the wrong dtype");
 }
 
+bool is_second_of(const char* op, const std::string& word, const char* first, const char* second) {
+  STD_TORCH_CHECK(word == first || word == second, op, ": expected ", first, " or ", second, ", got ", word);
+  return word == second;
+}
+
 int64_t packed_size(int64_t numel) {
   return ceil_div(numel, 8);
 }
@@ -100,6 +108,11 @@ void check_mask(const char* op, const Tensor& tensor, const Tensor& mask) {
 }
 
 namespace {
+
+const char* last_error_of_torch() {
+  return torch_exception_get_what_without_backtrace != nullptr ? torch_exception_get_what_without_backtrace()
+                                                               : "an allocation by torch failed";
+}
 
 // Large memory comes fresh from the system each time, and is taken over a page at a time by whoever writes it
 // first: 4 KiB, or 2 MiB where asked for.
@@ -118,18 +131,52 @@ void ask_for_huge_pages(const Tensor& tensor) {
 
 }  // namespace
 
-Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType type) {
+namespace {
+
+int32_t device_type_of(const Tensor& tensor) {
+  int32_t type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));
+  return type;
+}
+
+int32_t type_code_of(const Tensor& tensor) {
+  int32_t code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  return code;
+}
+
+Tensor new_tensor_of(const Tensor& like, const Ints& sizes, int32_t type_code) {
   Ints strides(sizes.size());
   int64_t stride = 1;
   for (size_t d = sizes.size(); d-- > 0; stride *= std::max<int64_t>(sizes[d], 1)) strides[d] = stride;
-  int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), dtype, device_type,
-                                                         like.get_device_index(), &made));
+  const AOTITorchError error =
+      aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), type_code,
+                               device_type_of(like), like.get_device_index(), &made);
+  STD_TORCH_CHECK(error == TORCH_SUCCESS, "pruneops: no memory: ", last_error_of_torch());
   return Tensor(made);
+}
+
+// The same memory without what autograd knows of it.
+Tensor plain(const Tensor& tensor) {
+  AtenTensorHandle made = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
+      tensor.data_ptr(), tensor.dim(), tensor.sizes().data(), tensor.strides().data(), 0,
+      type_code_of(tensor), device_type_of(tensor), tensor.get_device_index(), &made));
+  return Tensor(made);
+}
+
+Tensor contiguous_copy(const Tensor& tensor) {
+  const Ints sizes(tensor.sizes().begin(), tensor.sizes().end());
+  Tensor copy = new_tensor_of(tensor, sizes, type_code_of(tensor));
+  torch::stable::copy_(copy, plain(tensor));
+  return copy;
+}
+
+}  // namespace
+
+Tensor new_tensor(const Tensor& like, const Ints& sizes, ScalarType type) {
+  return new_tensor_of(like, sizes, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)));
 }
 
 Tensor new_output(const Tensor& like, const Ints& sizes, ScalarType type) {
@@ -139,15 +186,17 @@ Tensor new_output(const Tensor& like, const Ints& sizes, ScalarType type) {
 }
 
 Tensor as_contiguous(const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  return tensor.is_contiguous() ? tensor : contiguous_copy(tensor);
 }
 
 const Tensor& contiguous_in(std::deque<Tensor>& copies, const Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : copies.emplace_back(torch::stable::contiguous(tensor));
+  return tensor.is_contiguous() ? tensor : copies.emplace_back(contiguous_copy(tensor));
 }
 
-void copy_back(Tensor& given, const Tensor& work) {
-  if (work.data_ptr() != given.data_ptr()) torch::stable::copy_(given, work);
+void copy_back(const Tensor& given, const Tensor& work) {
+  if (work.data_ptr() == given.data_ptr()) return;
+  Tensor target = plain(given);
+  torch::stable::copy_(target, work);
 }
 
 namespace {

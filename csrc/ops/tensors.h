@@ -24,12 +24,14 @@ Dtype dtype_of(const Tensor& tensor);
 Metric metric_of(const std::string& name);
 Reduce reduce_of(const std::string& name);
 
-// A tensor to write, no entry of which shares its memory with another.
+// A tensor to write, which is no expanded view: all along one of its dimensions would be the same memory.
 void check_written(const char* op, const Tensor& tensor);
 void check_same_length(const char* op, const Tensors& a, const Tensors& b);
 void check_same_sizes(const char* op, const Tensor& a, const Tensor& b);
 void check_same_device(const char* op, const Tensor& first, const Tensor& other);
 void check_same_device(const char* op, const Tensor& first, const Tensors& others);
+// One of two words, and whether it is the second.
+bool is_second_of(const char* op, const std::string& word, const char* first, const char* second);
 // Bytes of the packed mask of so many entries.
 int64_t packed_size(int64_t numel);
 // A mask of the tensor's shape, or the packed one of its number of entries, on its device.
@@ -37,17 +39,18 @@ void check_mask(const char* op, const Tensor& tensor, const Tensor& mask);
 void check_type(const char* op, const Tensor& tensor, torch::headeronly::ScalarType type);
 
 // An uninitialised tensor of these sizes on the device of `like`, without the two microseconds of a call
-// through torch's boxed dispatcher.
+// through torch's boxed dispatcher. What torch says where it finds no memory is in the error.
 Tensor new_tensor(const Tensor& like, const Ints& sizes, torch::headeronly::ScalarType type);
 // The same, in memory that is fast to write for the first time.
 Tensor new_output(const Tensor& like, const Ints& sizes, torch::headeronly::ScalarType type);
 
-// The tensor itself where it is contiguous, without the microsecond of a call through torch's dispatcher.
+// The tensor itself where it is contiguous, or a copy. Copies in and out know nothing of autograd, which
+// would refuse to write to a parameter, or to what was made in inference mode.
 Tensor as_contiguous(const Tensor& tensor);
 // The same, with a copy kept by `copies` for as long as it is worked on.
 const Tensor& contiguous_in(std::deque<Tensor>& copies, const Tensor& tensor);
 // Writes a contiguous copy back to the tensor that it was made from; nothing where no copy was made.
-void copy_back(Tensor& given, const Tensor& work);
+void copy_back(const Tensor& given, const Tensor& work);
 
 // Tensors of one entry that are worked on in memory order: if all have the same strides without gaps they are
 // taken as they are (unless the order must be row-major); otherwise as contiguous copies, and commit() copies

@@ -26,6 +26,7 @@ Inputs inputs_of(Metric metric, const Tensors& weights, const Tensors& grads, si
 void check_lists(const char* op, Metric metric, const Tensors& scores, const Tensors& weights,
                  const Tensors& grads) {
   STD_TORCH_CHECK(!scores.empty(), op, ": no scores");
+  STD_TORCH_CHECK(metric != Metric::wanda, op, ": wanda is a metric of selections");
   if (reads_weight(metric)) check_same_length(op, scores, weights);
   if (reads_grad(metric)) check_same_length(op, scores, grads);
 }
@@ -38,6 +39,7 @@ class Updates {
  public:
   Updates(const char* op, const UpdateRule& rule, const Tensors& scores, const Tensors& weights,
           const Tensors& grads, Order order) {
+    STD_TORCH_CHECK(rule.metric != Metric::product, op, ": a metric of blocks");
     entries_.reserve(scores.size());
     for (size_t i = 0; i < scores.size(); ++i) {
       const auto [weight, grad] = inputs_of(rule.metric, weights, grads, i);
@@ -139,7 +141,7 @@ void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::stri
     total += entry.numel;
   }
   STD_TORCH_CHECK(keep >= 0 && keep <= total, op, ": keep must be between 0 and ", total, ", got ", keep);
-  const SelectRule select{Metric::stored, total - keep, ties == "threshold", false};
+  const SelectRule select{Metric::stored, total - keep, is_second_of(op, ties, "exact", "threshold"), false};
   run_on(
       op, scores[0],
       [&](const cpu::Kernels& kernels, const cpu::Pool& pool) {

@@ -36,10 +36,13 @@ def checked(op: str, prepare: Callable[..., Callable[[], Any]], tensors: Any, *a
         refused = error
     finally:
         CALLER.unchecked = False
-    call = prepare(Checker(op), tensors, *args)
-    if isinstance(refused, UncheckedCallError):
-        return call()
-    raise refused
+    try:
+        call = prepare(Checker(op), tensors, *args)
+        if isinstance(refused, UncheckedCallError):
+            return call()
+        raise refused
+    finally:
+        del refused  # its traceback holds this frame, and with it the tensors
 
 
 def mark_written(tensors: Sequence[Tensor]) -> None:

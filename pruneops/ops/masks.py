@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -161,5 +162,5 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     sizes = tuple(shape)
     for i, size in enumerate(sizes):
         check.integer("shape", size, 0, key=i)
-    check.shape("packed", packed, (packed_size(torch.Size(sizes).numel()),))
+    check.shape("packed", packed, (packed_size(prod(sizes)),))
     return OPS.unpack_mask(packed, sizes)

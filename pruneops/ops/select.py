@@ -122,7 +122,8 @@ def count_digits(
 
     Args:
         scores: floating tensors of any shapes; with ``metric``, the weights.
-        prefix: int64, one element on the device of ``scores``: the key decided so far, its other bits 0.
+        prefix: int64, one element on the device of ``scores``: the key decided so far, its other bits 0. It is not
+            read on the host; bits beyond those of a key are not looked at.
         round: from 0 to 2 (to 5 for keys of 64 bits). Its digit is the bits from ``max(0, bits - 11 * (round + 1))``
             on; in the last round it has 10 bits (9).
         metric, grads, input_norm: as in :func:`topk_mask`.
@@ -132,7 +133,7 @@ def count_digits(
         have each digit.
 
     Raises:
-        ValueError: ``round`` or ``prefix`` is out of range, or as in :func:`topk_mask`.
+        ValueError: ``round`` is out of range, ``prefix`` has not one element, or as in :func:`topk_mask`.
         TypeError: as in :func:`topk_mask`.
 
     Example:
@@ -181,7 +182,8 @@ def topk_mask(
             k-th smallest score (k = n - keep), ties too, as Neural Compressor and Torch-Pruning do.
         packed: masks of one bit per entry, as :func:`pack_mask` makes them; the masks in bytes never exist.
         strict: extra memory that does not grow with the scores (below 8 MiB on the CPU, 4 MiB on CUDA), for one more
-            read of them on the CPU and two or three on CUDA. The masks are the same.
+            read of them on the CPU and two or three on CUDA. The masks are the same. Inputs that are not contiguous
+            are copied all the same.
         out: masks to write into: bool, of the shapes of ``scores``; or uint8 and 1-D where ``packed``.
         metric: compute the score on the fly, never stored: any metric of :func:`update_scores_`, or ``wanda``
             abs(w) * input_norm[column] (Sun et al., 2024).

@@ -67,6 +67,25 @@ def test_any_layout_is_as_good_as_contiguous(device, name, shape, dtype):
         assert call(layout, "contiguous", "misaligned") == expected
 
 
+@pytest.mark.parametrize("kind", ["parameter", "inference"])
+@pytest.mark.parametrize("name", {**ON_ANY, **ON_MATRICES})
+def test_what_autograd_alone_would_not_write_to(device, name, kind):
+    run, shape = {**ON_ANY, **ON_MATRICES}[name], (12, 32)
+    arrays = [values("few_distinct" if i else "normal", shape, seed=i) for i in range(2)]
+    arrays.append(np.random.default_rng(0).random(shape) < 0.5)
+
+    def call(layout):
+        with torch.inference_mode(kind == "inference"):
+            inputs = [tensor(a, device=device, layout=layout) for a in arrays]
+        if kind == "parameter":
+            inputs[:2] = map(torch.nn.Parameter, inputs[:2])
+        return bits(run(*inputs)), [bits(x) for x in inputs]
+
+    expected = call("contiguous")
+    for layout in ("transposed", "strided"):
+        assert call(layout) == expected
+
+
 @pytest.mark.parametrize("offset", range(1, 17))
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_every_misalignment(device, offset, dtype):

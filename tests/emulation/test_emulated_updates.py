@@ -211,6 +211,19 @@ def test_streamed_blocks(backend, shape, block, dtype):
     check_blocks(backend, shape, block, metric="taylor", reduce="sum", dtypes=("float32", dtype, dtype))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "block", [(4, 1), (3, 5), (16, 16), (130, 8), (1, 768), (1, 1792), (1, 3840), (1, 5120), (7, 1000)]
+)
+def test_means_are_rounded_once(backend, block, dtype):
+    for value in (3.0, 6.0, 11.0):  # sums that are exact in any order
+        weight = np.full((2 * block[0], 8 * block[1]), value, np.float32)
+        score = backend.undefined((2, 8))
+        laid = [Laid(backend, weight, dtype)]
+        backend.update_block_scores([score], laid, [None], block=block, metric="magnitude", reduce="mean")
+        assert_same(score.read(), np.full((2, 8), value, np.float32))
+
+
 @pytest.mark.parametrize(("shape", "block"), LARGE)
 def test_large_blocks(backend, shape, block):
     check_blocks(backend, shape, block)

@@ -1,5 +1,8 @@
 """Every operator under torch.library.opcheck, torch.compile(fullgraph=True) and autograd."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hostile import values
@@ -110,6 +113,33 @@ def test_direct_calls_are_checked_too(device, name):
             arguments[i] = wrong
             with pytest.raises(RuntimeError):
                 overload(name)(*arguments)
+
+
+#: Words of other operators than the one called.
+MISPLACED = {
+    "update_scores_": [(3, "wanda"), (3, "mask_sum"), (3, "l1")],
+    "update_topk_mask_": [(3, "wanda"), (3, "mask_gradient"), (11, "first")],
+    "update_block_scores_": [(4, "wanda")],
+    "block_reduce": [(2, "median")],
+    "kth_value": [(2, "mask_sum")],
+    "topk_mask": [(3, "first"), (5, "mask_fisher")],
+    "prune_by_importance": [(5, "reverse")],
+}
+
+
+@pytest.mark.parametrize("name", MISPLACED)
+def test_direct_calls_with_words_of_others(device, name):
+    for i, word in MISPLACED[name]:
+        arguments = list(direct_calls(device)[name])
+        arguments[i] = word
+        with pytest.raises(RuntimeError):
+            overload(name)(*arguments)
+
+
+def test_direct_call_without_tensors_but_with_other_lists(device):
+    one = torch.ones(2, device=device)
+    with pytest.raises(RuntimeError):
+        OPS.topk_mask([], [], 0, "exact", False, None, [one], [])
 
 
 def update_scores(score, weight, grad):
@@ -261,3 +291,25 @@ def test_meta_tensors_give_the_shapes(name):
     real, meta = overload(name)(*arguments), overload(name)(*map(to_meta, arguments))
     real, meta = ([] if x is None else x if isinstance(x, list) else [x] for x in (real, meta))
     assert [(x.shape, x.dtype, x.stride()) for x in meta] == [(x.shape, x.dtype, x.stride()) for x in real]
+
+
+def test_a_refused_call_lets_go_of_its_tensors():
+    score = torch.ones(4)
+    seen = weakref.ref(score)
+    gc.disable()  # at once, and not when cycles are looked for
+    try:
+        with pytest.raises(ValueError, match="weights"):
+            ops.update_scores_(score, torch.ones(5), None, metric="magnitude")
+        del score
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_what_finds_no_memory_says_so():
+    with pytest.raises(RuntimeError, match=r"no memory: .*alloc"):
+        ops.empty_masks(torch.ones(1).expand(2**50))
+    with pytest.raises(ValueError, match=r"packed has shape \[0\]"):
+        ops.unpack_mask(torch.empty(0, dtype=torch.uint8), (2**32, 2**32))
+    with pytest.raises(RuntimeError, match="too many entries"):
+        OPS.unpack_mask(torch.empty(0, dtype=torch.uint8), (2**32, 2**32))

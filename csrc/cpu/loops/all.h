@@ -14,15 +14,33 @@ namespace pruneops::cpu::PRUNEOPS_ISA {
 #define PRUNEOPS_NAME_OF(isa) #isa
 #define PRUNEOPS_NAME(isa) PRUNEOPS_NAME_OF(isa)
 
+// A kernel that computes with denormals on the calling thread too.
+template <auto kKernel>
+struct Kept;
+template <class... Arguments, void (*kKernel)(Arguments...)>
+struct Kept<kKernel> {
+  static void run(Arguments... arguments) {
+    const KeepDenormals denormals;
+    kKernel(arguments...);
+  }
+};
+
 extern const Kernels kKernels;
 const Kernels kKernels = {
-    update_scores,     update_block_scores,
-    update_topk_mask,  kth_value,
-    topk_mask,         count_digits,
-    row_topk_mask,     nm_mask,
-    apply_masks,       apply_block_masks,
-    expand_block_mask, pack_mask,
-    unpack_mask,       PRUNEOPS_NAME(PRUNEOPS_ISA),
+    Kept<update_scores>::run,
+    Kept<update_block_scores>::run,
+    Kept<update_topk_mask>::run,
+    Kept<kth_value>::run,
+    Kept<topk_mask>::run,
+    Kept<count_digits>::run,
+    Kept<row_topk_mask>::run,
+    Kept<nm_mask>::run,
+    apply_masks,
+    apply_block_masks,
+    expand_block_mask,
+    pack_mask,
+    unpack_mask,
+    PRUNEOPS_NAME(PRUNEOPS_ISA),
 };
 
 }  // namespace pruneops::cpu::PRUNEOPS_ISA

@@ -4,6 +4,7 @@
 #include <new>
 
 #include "../../math/portable.h"
+#include "../denormals.h"
 #include "../pool.h"
 #include "past.h"
 
@@ -50,6 +51,7 @@ void parallel(const Pool& pool, int64_t tasks, const F& f) {
   for (int64_t t = 0; t < threads; ++t) shares[t] = {t * tasks / threads, (t + 1) * tasks / threads};
   const int64_t portion = ceil_div(tasks, threads * kPortions);
   const auto work = [&](int64_t thread) {
+    const KeepDenormals denormals;
     for (int64_t t = 0; t < threads; ++t) {
       Share& share = shares[(thread + t) % threads];
       for (;;) {

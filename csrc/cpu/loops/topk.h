@@ -232,23 +232,32 @@ void mask_short_rows(const SelectTensor& tensor, Metric metric, int64_t row, int
   }
 }
 
+// Rows beyond a cache, each by the threads of a pool.
 template <class T>
-void mask_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, int64_t first,
-               int64_t last) {
-  if (row < kBracketFrom) return mask_short_rows<T>(tensor, metric, row, k, first, last);
+void mask_long_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, int64_t first,
+                    int64_t last, const Pool& pool) {
   for (int64_t r = first; r < last; ++r) {
     const SelectTensor part = row_of(tensor, r, row);
-    topk_mask_as<T>(&part, 1, row, {metric, k, false, false}, kAlone);
+    topk_mask_as<T>(&part, 1, row, {metric, k, false, false}, pool);
   }
+}
+
+template <class T>
+void mask_rows(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, const Pool& pool) {
+  const int64_t rows = tensor.numel / row;
+  const bool is_long = row >= kBracketFrom;
+  if (is_long && rows < pool.threads) return mask_long_rows<T>(tensor, metric, row, k, 0, rows, pool);
+  parallel(pool, rows, [&](int64_t first, int64_t last) {
+    is_long ? mask_long_rows<T>(tensor, metric, row, k, first, last, kAlone)
+            : mask_short_rows<T>(tensor, metric, row, k, first, last);
+  });
 }
 
 void row_topk_mask(const SelectTensor& tensor, Metric metric, int64_t row, int64_t k, const Pool& pool) {
   if (tensor.numel == 0) return;
   if (k == 0 || k == row) return fill_masks(&tensor, 1, k == 0, pool);
-  parallel(pool, tensor.numel / row, [&](int64_t first, int64_t last) {
-    tensor.wide() ? mask_rows<double>(tensor, metric, row, k, first, last)
-                  : mask_rows<float>(tensor, metric, row, k, first, last);
-  });
+  tensor.wide() ? mask_rows<double>(tensor, metric, row, k, pool)
+                : mask_rows<float>(tensor, metric, row, k, pool);
 }
 
 }  // namespace
