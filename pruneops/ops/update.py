@@ -93,8 +93,8 @@ def update_topk_mask_(
     """Update scores in place and select among them, in one pass over the data where that is possible.
 
     Exactly :func:`update_scores_` followed by :func:`topk_mask` of the scores, bit for bit, with fewer bytes moved:
-    on the CPU the masks are written as the scores are (17 bytes per float32 entry instead of 21); on CUDA the first
-    counts of the selection are taken as the scores are written (one read of the scores less).
+    where there are enough entries for a selection in one pass, the masks are written as the scores are (17 bytes per
+    float32 entry instead of 21).
 
     Args:
         scores, weights, grads, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite: as in

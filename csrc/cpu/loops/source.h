@@ -88,7 +88,7 @@ struct UpdatedKeys {
     return {{t.weight, t.weight_dtype, at}, {t.grad, t.grad_dtype, at}, {score, t.score_dtype, at}};
   }
   void peek(int64_t i, int64_t at, int64_t n, T* scores) const {
-    double updated[kRun];
+    alignas(double) char updated[kRun * sizeof(double)];
     update_chunk(updates[i], rule, at, n, updated);
     SelectTensor run = tensors[i];
     run.weight = updated;
