@@ -1,7 +1,7 @@
 """Every operator on a device against the PyTorch reference on the CPU, bit for bit: ``python -m bench.check``.
 
 Needs torch and NumPy alone, and launches few kernels of torch itself, so that it is what compute-sanitizer runs.
-Values are multiples of 1/64: block sums are exact in any order, and most scores tie.
+Values are multiples of 1/64, but where many are selected: block sums are exact in any order, and most scores tie.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pruneops import _library, ops
+from pruneops._checks import BLOCK_METRICS, SCORE_METRICS
 
 To = Callable[[Tensor], Tensor]
 Check = Callable[[To], list[Tensor]]
@@ -24,14 +25,18 @@ Check = Callable[[To], list[Tensor]]
 SIZES = (0, 1, 3, 31, 33, 0, 255, 1023, 4099, 0)
 MATRICES = ((4, 4), (64, 48), (16, 1024), (256, 336))
 BLOCKS = ((4, 1), (1, 4), (2, 2), (16, 16), (-1, 1), (1, -1))
+#: Entries from which CUDA selects in one pass (kShippedLimits in csrc/cuda/plan.cuh).
+ONE_PASS = 2**22
 
 
 @contextmanager
 def reference() -> Iterator[None]:
-    """Let the functional API call the reference."""
+    """Let the functional API call the reference, as where there is no compiled library."""
     with ExitStack() as stack:
-        for module in (ops.gather, ops.masks, ops.select, ops.update):
+        for module in (ops.common, ops.gather, ops.masks, ops.select, ops.update):
             stack.enter_context(patch.object(module, "OPS", _library))
+        stack.enter_context(patch.object(ops.common, "is_served", lambda tensor: False))
+        stack.enter_context(patch.object(_library.block_reduce, "out", _library.block_reduce_out, create=True))
         yield
 
 
@@ -40,8 +45,8 @@ def values(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
     return (torch.randint(-128, 129, shape, generator=generator) / 64).to(dtype)
 
 
-def hostile(n: int) -> Tensor:
-    x = values(n)
+def hostile(n: int, seed: int = 0) -> Tensor:
+    x = values(n, seed=seed)
     x[: n // 3] = 0
     for i, special in enumerate((float("nan"), float("inf"), -float("inf"), -0.0)):
         x[i::97] = special
@@ -59,12 +64,23 @@ def transposed_update(to: To) -> list[Tensor]:
     return [ops.update_scores_(scores, weights, None, metric="magnitude", alpha=0.5)]
 
 
-def block_update(to: To, block: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
+def scaled_update(to: To, scale: float, found: float) -> list[Tensor]:
+    scores = [to(hostile(4099)) for _ in range(2)]
+    weights, grads = (to(hostile(4099, seed=k)) for k in (1, 2))
+    scalars = {"grad_scale": to(torch.tensor(scale)), "found_inf": to(torch.tensor([found]))}
+    for score, skip in zip(scores, (False, True), strict=True):
+        ops.update_scores_(score, weights, grads, metric="snip", alpha=0.5, skip_nonfinite=skip, **scalars)
+    return scores
+
+
+def block_update(to: To, block: tuple[int, int], dtype: torch.dtype, metric: str = "snip") -> list[Tensor]:
     shapes = [s for s in MATRICES if all(b == -1 or extent % b == 0 for b, extent in zip(block, s, strict=True))]
     weights, grads = ([to(values(*s, dtype=dtype, seed=k)) for s in shapes] for k in (1, 2))
     scores = [to(values(*_library.block_grid(block, s))) for s in shapes]
     reduced = [ops.block_reduce(weight, block, "sum") for weight in weights]
-    return [*ops.update_block_scores_(scores, weights, grads, block=block, metric="snip", alpha=0.5), *reduced]
+    highest = [ops.block_reduce(x, block, "max", out=score.clone()) for x, score in zip(weights, scores, strict=True)]
+    ops.update_block_scores_(scores, weights, grads, block=block, metric=metric, alpha=0.5)
+    return [*scores, *reduced, *highest]
 
 
 def selection(to: To, ties: str, sparsity: float, dtype: torch.dtype, n: int) -> list[Tensor]:
@@ -72,6 +88,37 @@ def selection(to: To, ties: str, sparsity: float, dtype: torch.dtype, n: int) ->
     total = sum(score.numel() for score in scores)
     masks = ops.topk_mask(scores, sparsity=sparsity, ties=ties)
     return [*masks, ops.kth_value(scores, max(1, int(sparsity * total)))]
+
+
+def selection_of_many(to: To, n: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    scores = [to(torch.randn(size, generator=generator)) for size in (n // 2, 77, n // 2)]
+    masks = ops.topk_mask(scores, sparsity=0.5), ops.topk_mask(scores, sparsity=0.9, ties="threshold", strict=True)
+    return [*masks[0], *masks[1], ops.kth_value(scores, n // 3)]
+
+
+def other_masks(to: To, n: int) -> list[Tensor]:
+    scores, matrix = [to(hostile(size)) for size in (*SIZES, n)], to(hostile(64 * 48).reshape(64, 48))
+    return [
+        *ops.topk_mask(scores, sparsity=0.5, packed=True, out=ops.empty_masks(scores, packed=True)),
+        *ops.topk_mask(scores, sparsity=0.5, strict=True),
+        ops.row_topk_mask(matrix, keep=20, packed=True),
+        ops.nm_mask(matrix, 2, 4, packed=True),
+    ]
+
+
+def updated_selection(to: To, dtype: torch.dtype, n: int) -> list[Tensor]:
+    result = []
+    for how in ({"ties": "exact"}, {"ties": "threshold", "packed": True}):
+        scores, weights, grads = ([to(values(s, dtype=dtype, seed=s + k)) for s in (*SIZES, n)] for k in range(3))
+        result += ops.update_topk_mask_(scores, weights, grads, metric="snip", alpha=0.5, sparsity=0.5, **how)
+        result += scores
+    return result
+
+
+def digits(to: To, n: int) -> list[Tensor]:
+    scores, one = [to(hostile(size)) for size in (*SIZES, n)], 0xBF800000  # the key of 1.0
+    return [ops.count_digits(scores, to(torch.tensor(one if round else 0)), round) for round in range(3)]
 
 
 def fused_selection(to: To) -> list[Tensor]:
@@ -114,16 +161,27 @@ def slabs(to: To, order: str) -> list[Tensor]:
 def checks(n: int) -> Iterator[tuple[str, Check]]:
     """Name and check; ``n`` is the size of the large tensors of a selection."""
     fp32, bf16, fp16 = torch.float32, torch.bfloat16, torch.float16
-    for dtype in (fp32, bf16, fp16):
-        for metric in ("magnitude", "gradient", "snip", "taylor", "fisher"):
+    for dtype in (fp32, bf16, fp16, torch.float64):
+        for metric in SCORE_METRICS:
             yield f"update_scores_ {metric} {dtype}", partial(update, metric=metric, dtype=dtype)
         for block in BLOCKS:
             yield f"update_block_scores_ {block} {dtype}", partial(block_update, block=block, dtype=dtype)
         for ties, sparsity in (("exact", 0.5), ("exact", 0.0), ("exact", 1.0), ("exact", 0.9), ("threshold", 0.5)):
             yield (f"topk_mask {ties} {sparsity} {dtype}",
                    partial(selection, ties=ties, sparsity=sparsity, dtype=dtype, n=n))  # fmt: skip
+        yield f"update_topk_mask_ {dtype}", partial(updated_selection, dtype=dtype, n=n)
         yield f"apply_masks_ {dtype}", partial(masks, dtype=dtype)
+    for metric in sorted(BLOCK_METRICS.keys() - SCORE_METRICS.keys()):
+        for block in BLOCKS:
+            update_blocks = partial(block_update, block=block, dtype=fp32, metric=metric)
+            yield f"update_block_scores_ {metric} {block}", update_blocks
+    for scale, found in ((1024.0, 0.0), (3.0, 0.0), (1.0, 1.0)):
+        yield f"update_scores_ scale {scale}, found {found}", partial(scaled_update, scale=scale, found=found)
     yield "update_scores_ transposed", transposed_update
+    yield "packed and strict masks", partial(other_masks, n=n)
+    yield "count_digits", partial(digits, n=n)
+    if n >= ONE_PASS // 16:  # the sanitizers would take too long
+        yield f"topk_mask of {ONE_PASS}", partial(selection_of_many, n=ONE_PASS)
     yield "selections with a metric", fused_selection
     for columns in (1, 40, 1000, 12345):
         yield f"row_topk_mask {columns}", partial(rows, columns=columns)
@@ -134,9 +192,16 @@ def checks(n: int) -> Iterator[tuple[str, Check]]:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
+    """Same bits; one NaN is as good as another."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
+    if a.is_floating_point():
+        missing = a.isnan()
+        if not torch.equal(missing, b.isnan()):
+            return False
+        a, b = (x.masked_fill(missing, 0) for x in (a, b))
+        return torch.equal(a, b) and torch.equal(a.signbit(), b.signbit())
+    return torch.equal(a, b)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,7 @@
-"""Which operators run."""
+"""Which operators run, and which ones are written in a test."""
+
+import inspect
+import re
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,3 +28,8 @@ class Calls(TorchDispatchMode):
         else:
             self.others.add(name.partition(".")[0])
         return function(*args, **(kwargs or {}))
+
+
+def operators_in(*sources):
+    """What functions or modules call as ``ops.name(…)``."""
+    return {name for source in sources for name in re.findall(r"\bops\.(\w+)\(", inspect.getsource(source))}

@@ -24,6 +24,11 @@ def model(dtype=torch.float32, seed=0):
     return {name: torch.randn(shape, generator=rng).to(dtype) for name, shape in shapes.items()}
 
 
+def one_file(path):
+    save_file(model(), path, metadata={"format": "pt"})
+    return path
+
+
 def hugging_face(path, parts, config=None):
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config or {"model_type": "llama"}))

@@ -26,6 +26,22 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def single(tmp_path):
+    """A checkpoint of one file."""
+    import checkpoints  # needs safetensors, which kernels do without
+
+    return checkpoints.one_file(tmp_path / "dense.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A Hugging Face directory with one file."""
+    import checkpoints
+
+    return checkpoints.hugging_face(tmp_path / "hf", [checkpoints.model()])
+
+
 def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         no_device = pytest.mark.skip(reason="no CUDA device")

@@ -21,14 +21,8 @@ from tensors import array, assert_all_same, assert_only_view_written, assert_sam
 
 from pruneops import ops
 
-#: Metric -> whether it reads the weight and the gradient, from the documentation of ``update_scores_``.
-METRICS = {
-    "magnitude": (True, False),
-    "gradient": (False, True),
-    "snip": (True, True),
-    "taylor": (True, True),
-    "fisher": (False, True),
-}
+#: Values whose products and their sums are exact in every order.
+EXACT = ("few_distinct", "all_equal", "all_zero")
 THREADS = (1, 2, 3, 8)
 
 
@@ -81,9 +75,29 @@ class Draw:
         cuts = np.sort(self.rng.integers(0, n + 1, self.pick((0, 0, 0, 1, 1, 2, 2, 9))))
         return [self.shape(int(size)) for size in np.diff([0, *cuts, n])]
 
-    def tensors(self, name, shapes):
-        """Hostile values that run through all tensors: arrays, and the same as tensors of any dtype and layout."""
-        kind, mixed = self.pick(list(VALUES)), self.chance(0.2)
+    def blocks(self):
+        """A block, shapes that it divides, and their grids."""
+        n, m = (self.pick((1, 1, 2, 3, 4, 8, 16, 33)) for _ in range(2))
+        block = tuple(-1 if self.chance(0.15) else size for size in (n, m))
+        shapes = []
+        for _ in range(self.pick((1, 1, 2, 5))):
+            count = min(self.size(), 2**17 // (n * m))
+            rows = int(self.rng.integers(0, min(count, 40) + 1))
+            shapes.append((n * rows, m * (count // max(1, rows)), *self.pick(((), (), (3,), (2, 2)))))
+        self.say(block=block, shapes=shapes)
+        return block, shapes, [oracle.block_ids(shape, block)[1] for shape in shapes]
+
+    def bools(self, shape):
+        return self.rng.random(shape) < 0.5
+
+    def laid_out(self, array):
+        """Its tensor, in any layout."""
+        layout = self.say(layout=self.pick(layouts(array.ndim)))["layout"]
+        return tensor(array, device=self.device, layout=layout)
+
+    def tensors(self, name, shapes, kinds=tuple(VALUES)):
+        """Values that run through all tensors: arrays, and the same as tensors of any dtype and layout."""
+        kind, mixed = self.pick(kinds), self.chance(0.2)
         flat = VALUES[kind](self.rng, sum(map(math.prod, shapes)))
         parts = np.split(flat, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
         dtypes = [self.pick(DTYPES) if mixed else None for _ in shapes]
@@ -94,22 +108,18 @@ class Draw:
             arrays = [oracle.round_to(x, d).reshape(s) for x, d, s in zip(parts, dtypes, shapes, strict=True)]
         return arrays, [tensor(x, d, self.device, layout) for x, d in zip(arrays, dtypes, strict=True)]
 
-    def scalar(self, values):
-        value = self.pick(values)
-        return value, torch.tensor(value, dtype=torch.float32, device=self.device)
-
 
 def ranked(draw, shapes):
     """What a selection ranks: its tensors, the arguments of a metric, and the scores in NumPy."""
     weights, given = draw.tensors("scores or weights", shapes)
-    metric = draw.say(metric=draw.pick((None, None, None, "wanda", *METRICS)))["metric"]
+    metric = draw.say(metric=draw.pick((None, None, None, *oracle.SELECT_METRICS)))["metric"]
     if metric is None:
         return given, {}, weights
     how, grads, norms = {"metric": metric}, [None] * len(shapes), [None] * len(shapes)
     if metric == "wanda":
         norms = [np.abs(draw.rng.standard_normal(shape[-1:] or 1)).astype(np.float32) for shape in shapes]
         how["input_norm"] = [tensor(norm, device=draw.device) for norm in norms]
-    elif METRICS[metric][1]:
+    elif oracle.METRICS[metric][1]:
         grads, how["grads"] = draw.tensors("grads", shapes)
     scores = []
     for entry in zip(weights, grads, norms, strict=True):
@@ -132,7 +142,7 @@ def target(draw, shapes):
 
 def check_masks(masks, expected, how):
     if how["packed"]:
-        expected = [np.packbits(mask.ravel(), bitorder="little") for mask in expected]
+        expected = [oracle.packed(mask) for mask in expected]
     assert_all_same(masks, expected)
     for mask in how.get("out", ()):
         assert_only_view_written(mask)
@@ -148,24 +158,37 @@ def topk_mask(draw):
     check_masks(masks, oracle.topk_mask(expected, keep, rule["ties"]), how)
 
 
+def read(draw, shapes, metric, kinds=tuple(VALUES)):
+    """Weights and gradients, as far as the metric reads them: arrays, and tensors."""
+    reads = zip(("weights", "grads"), oracle.METRICS.get(metric, (True, True)), strict=True)
+    return [draw.tensors(name, shapes, kinds) if needed else ([None] * len(shapes), None) for name, needed in reads]
+
+
+def rule(draw, scales=(1.0, 1024.0, 3.0)):
+    """How values become scores, for the oracle and for the operator."""
+    factor = (0.0, 0.9, 1.0, -0.5)
+    how = draw.say(alpha=draw.pick(factor), beta=draw.pick(factor[1:]), skip_nonfinite=draw.chance(0.3))
+    if draw.chance(0.7):
+        return how, how
+    scalars = draw.say(grad_scale=draw.pick(scales), found_inf=draw.pick((0.0, 0.0, 1.0)))
+    return how | scalars, how | {name: torch.tensor(x, device=draw.device) for name, x in scalars.items()}
+
+
+def dtype_of(x):
+    return str(x.dtype).removeprefix("torch.")
+
+
 def update(draw, shapes):
     """The arguments of a score update, and the scores that it leaves."""
     old, scores = draw.tensors("scores", shapes)
-    metric = draw.pick(list(METRICS))
-    factor = (0.0, 0.9, 1.0, -0.5)
-    how = draw.say(metric=metric, alpha=draw.pick(factor), beta=draw.pick(factor[1:]), skip_nonfinite=draw.chance(0.3))
-    read = [draw.tensors(name, shapes) if reads else ([None] * len(shapes), None)
-            for name, reads in zip(("weights", "grads"), METRICS[metric], strict=True)]  # fmt: skip
-    (weights, w), (grads, g) = read
-    scalars = {}
-    if draw.chance(0.3):
-        scalars = {"grad_scale": draw.scalar((1.0, 1024.0, 3.0)), "found_inf": draw.scalar((0.0, 0.0, 1.0))}
-        draw.say(**{name: value for name, (value, _) in scalars.items()})
+    metric = draw.say(metric=draw.pick(list(oracle.METRICS)))
+    (weights, w), (grads, g) = read(draw, shapes, metric["metric"])
+    told, how = rule(draw)
     new = [
-        oracle.update_scores(*entry, dtype=str(score.dtype)[6:], **how, **{name: x for name, (x, _) in scalars.items()})
+        oracle.update_scores(*entry, dtype=dtype_of(score), **metric, **told)
         for *entry, score in zip(old, weights, grads, scores, strict=True)
     ]
-    return (scores, w, g), {**how, **{name: x for name, (_, x) in scalars.items()}}, new
+    return (scores, w, g), metric | how, new
 
 
 def check_scores(scores, expected):
@@ -188,6 +211,40 @@ def update_topk_mask(draw):
     result = ops.update_topk_mask_(*arguments, **how, **count, **ties, **masks)
     check_scores(arguments[0], expected)
     check_masks(result, oracle.topk_mask(expected, keep, **ties), masks)
+
+
+def update_block_scores(draw):
+    block, shapes, grids = draw.blocks()
+    how = draw.say(metric=draw.pick((*oracle.METRICS, *oracle.MASK_METRICS)), reduce=draw.pick(("mean", "sum", "max")))
+    highest = how["reduce"] == "max" and how["metric"] in oracle.METRICS
+    old, scores = draw.tensors("scores", grids)
+    (weights, w), (grads, g) = read(draw, shapes, how["metric"], tuple(VALUES) if highest else EXACT)
+    told, given = rule(draw, scales=(1.0, 1024.0))
+    of_values = {name: told[name] for name in told.keys() & {"grad_scale", "skip_nonfinite"}}
+    of_scores = {name: told[name] for name in told.keys() - of_values.keys()}
+    expected = []
+    for before, weight, grad, score in zip(old, weights, grads, scores, strict=True):
+        kind = oracle.compute_type(before, weight, grad)
+        v, _ = oracle.block_values(weight, grad, block=block, kind=kind, **how, **of_values)
+        expected.append(oracle.write_scores(before, v.astype(kind), dtype=dtype_of(score), **of_scores))
+    ops.update_block_scores_(scores, w, g, block=block, **how, **given)
+    if how["metric"] == "mask_sum":  # products that are all -0.0 may sum up to either zero
+        expected = [x + 0 for x in expected]
+        for score in scores:
+            score.add_(0)
+    check_scores(scores, expected)
+
+
+def block_reduce(draw):
+    block, shapes, grids = draw.blocks()
+    reduce = draw.say(reduce=draw.pick(("mean", "sum", "max")))["reduce"]
+    (score,), (given,) = draw.tensors("score", shapes[:1], tuple(VALUES) if reduce == "max" else EXACT)
+    (ones,), out = draw.tensors("out", grids[:1], ("all_equal",)) if draw.chance(0.5) else ([None], [])
+    kind = oracle.compute_type(score, ones)
+    expected = oracle.block_values(score, None, "stored", block, reduce, kind=kind)[0].astype(kind)
+    result = ops.block_reduce(given, block, reduce, **({"out": out[0]} if out else {}))
+    # Of zeros of both signs either is the highest.
+    assert_same(array(result) + 0.0, oracle.round_to(expected, dtype_of(result)) + 0.0)
 
 
 def kth_value(draw):
@@ -223,15 +280,57 @@ def nm_mask(draw):
 def apply_masks(draw):
     shapes = draw.split(draw.size())
     arrays, tensors = draw.tensors("tensors", shapes)
-    kept = [draw.rng.random(shape) < 0.5 for shape in shapes]
+    kept = [draw.bools(shape) for shape in shapes]
     packed = draw.say(packed=draw.chance(0.5))["packed"]
-    masks = [np.packbits(mask.ravel(), bitorder="little") if packed else mask for mask in kept]
+    masks = [oracle.packed(mask) if packed else mask for mask in kept]
     ops.apply_masks_(tensors, [tensor(mask, device=draw.device) for mask in masks])
     check_scores(tensors, [np.where(mask, x, x.dtype.type(0)) for x, mask in zip(arrays, kept, strict=True)])
 
 
+def expand_block_mask(draw):
+    block, (shape, *_), (grid, *_) = draw.blocks()
+    mask = draw.bools(grid)
+    assert_same(ops.expand_block_mask(draw.laid_out(mask), block, shape), oracle.expand_blocks(mask, block, shape))
+
+
+def pack_mask(draw):
+    mask = draw.bools(draw.shape(draw.size()))
+    packed = oracle.packed(mask)
+    assert_same(ops.pack_mask(draw.laid_out(mask)), packed)
+    assert_same(ops.unpack_mask(draw.laid_out(packed), mask.shape), mask)
+
+
+def prune_by_importance(draw):
+    instances, stride = int(draw.pick((1, 7, 40, draw.size()))), draw.pick((1, 2, 3, 8))
+    others = [draw.pick((1, 2, 5)) for _ in range(draw.pick((0, 1, 2)))]
+    how = draw.say(dim=int(draw.rng.integers(-1 - len(others), 1 + len(others))))
+    others.insert(how["dim"] % (1 + len(others)), instances * stride)
+    (values,), (given,) = draw.tensors("tensor", [tuple(others)])
+    (importance,), (ranks,) = draw.tensors("importance", [(instances,)])
+    numbers = draw.say(num_instances=draw.count(instances), stride=stride, order=draw.pick(("importance", "original")))
+    expected = oracle.prune_by_importance(values, importance, **numbers, **how)
+    assert_same(ops.prune_by_importance(given, ranks, **numbers, **how), expected)
+
+
+def count_digits(draw):
+    scores, inputs, expected = ranked(draw, draw.split(draw.size()))
+    kind = oracle.compute_type(*expected)
+    keys = [oracle.key_bits(x.astype(kind).ravel()) for x in expected]
+    bits, everything = 8 * np.dtype(kind).itemsize, np.concatenate(keys)
+    round = draw.say(round=int(draw.rng.integers(0, -(-bits // 11))))["round"]
+    before = max(0, bits - 11 * round)
+    prefix = int(draw.pick(everything)) >> before << before if everything.size else 0
+    signed = torch.tensor([prefix - 2**64 if prefix >= 2**63 else prefix], device=draw.device)
+    counts = np.stack([oracle.count_digits(x, prefix, round) for x in keys])
+    assert_same(ops.count_digits(scores, signed, round, **inputs), counts)
+
+
+OTHERS = (
+    update_scores, update_block_scores, block_reduce, update_topk_mask, kth_value, row_topk_mask, nm_mask, count_digits,
+    expand_block_mask, apply_masks, pack_mask, prune_by_importance,
+)  # fmt: skip
 #: Half of the calls are of the selection with the most ways through it.
-CALLS = (topk_mask,) * 7 + (update_topk_mask, update_scores, kth_value, row_topk_mask, nm_mask, apply_masks, topk_mask)
+CALLS = (topk_mask,) * len(OTHERS) + OTHERS
 
 
 def run_case(seed, number, device):

@@ -10,6 +10,11 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 SIZES = (0, *(2**power + step for power in (0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 16) for step in (-1, 0, 1)))
 
 
+def keeps(n):
+    """How many of ``n`` entries are kept: none, all, and some."""
+    return sorted({0, 1, n // 10, n // 2, n - n // 10, max(n - 1, 0), n} & set(range(n + 1)))
+
+
 def _with_some(rng, n, specials):
     """Normal values with each special value in about 5 % of the places."""
     values = rng.standard_normal(n)

@@ -7,6 +7,21 @@ import math
 
 import numpy as np
 
+# --- metrics ----------------------------------------------------------------------------------------
+
+#: Metric -> whether it reads the weight and the gradient, from the documentation of ``update_scores_``.
+METRICS = {
+    "magnitude": (True, False),
+    "gradient": (False, True),
+    "snip": (True, True),
+    "taylor": (True, True),
+    "fisher": (False, True),
+}
+#: Of blocks, beside those of their entries: they read both.
+MASK_METRICS = ("mask_gradient", "mask_fisher", "mask_sum")
+#: Of a selection that computes its scores; ``wanda`` reads the norm of the inputs too.
+SELECT_METRICS = {**METRICS, "wanda": (True, False)}
+
 # --- rounding and formulas --------------------------------------------------------------------------
 
 #: How far, relative to a value, the nearest one of a dtype may be.
@@ -62,15 +77,18 @@ def entry_values(metric, weight=None, grad=None, norm=None, *, kind=np.float32, 
         return {"snip": np.abs(product), "taylor": product * product, "mask": product}[metric]
 
 
-def update_scores(
-    score, weight, grad, *, metric, dtype, alpha=0.0, beta=1.0, grad_scale=None, found_inf=0.0, skip_nonfinite=False
-):
-    if found_inf != 0:
-        return score
+def update_scores(score, weight, grad, *, metric, dtype, grad_scale=None, skip_nonfinite=False, **how):
     kind = compute_type(score, weight, grad)
     v = entry_values(metric, weight, grad, kind=kind, grad_scale=grad_scale)
     if skip_nonfinite:
         v = np.where(np.isfinite(v), v, kind(0))
+    return write_scores(score, v, dtype=dtype, **how)
+
+
+def write_scores(score, v, *, dtype, alpha=0.0, beta=1.0, found_inf=0.0):
+    if found_inf != 0:
+        return score
+    kind = v.dtype.type
     with np.errstate(all="ignore"):
         new = kind(beta) * v
         if alpha != 0:
@@ -104,7 +122,8 @@ def reduce_blocks(values, block, reduce):
     np.add.at(absolute, flat, np.abs(wide))
     if reduce == "max":
         result[:] = -np.inf
-        np.maximum.at(result, flat, wide)
+        with np.errstate(invalid="ignore"):  # signalling NaN
+            np.maximum.at(result, flat, wide)
     else:
         np.add.at(result, flat, wide)
     if reduce == "mean" and count:
@@ -135,8 +154,19 @@ def block_values(weight, grad, metric, block, reduce, *, kind, grad_scale=None, 
     return total, error
 
 
+def as_blocks(array, block):
+    """(O, I, k...) as (R/N, N, C/M, M), the input channels innermost; -1 is the whole extent."""
+    matrix = np.moveaxis(array, 1, -1).reshape(len(array), -1)
+    (rows, n), (cols, m) = ((size, size if b == -1 else b) for size, b in zip(matrix.shape, block, strict=True))
+    return matrix.reshape(rows // n, n, cols // m, m)
+
+
 def expand_blocks(mask, block, shape):
     return mask.ravel()[block_ids(shape, block)[0]]
+
+
+def packed(mask):
+    return np.packbits(mask.ravel(), bitorder="little")
 
 
 # --- selection --------------------------------------------------------------------------------------

@@ -38,10 +38,11 @@ RUNS = {
          "or emulated_sizes or sanitizers"),
     ),
     # Not what compiles or traces, which is torch's own code, nor packages without the library, nor other instruction
-    # sets, which a build for tests lacks, nor values: they are for kernels.
+    # sets, which a build for tests lacks, nor values and millions of them: they are for kernels.
     "ops": Run(
         "address,undefined", "libasan.so", (),
-        ("tests/ops", "tests/contracts", "-k", "not inductor and not compile and not opcheck and not values",
+        ("tests/ops", "tests/contracts", "-k",
+         "not inductor and not compile and not opcheck and not values and not millions",
          "--ignore=tests/contracts/test_missing_library.py", "--ignore=tests/contracts/test_instruction_sets.py"),
     ),
     "threads": Run(

@@ -9,7 +9,9 @@ import torch
 
 from pruneops import ops
 
-TOPK, KTH, UPDATE, APPLY = ops.topk_mask, ops.kth_value, ops.update_scores_, ops.apply_masks_
+#: As they are, before a fault is put into one.
+RIGHT = {name: getattr(ops, name) for name in ops.__all__}
+TOPK, KTH, UPDATE, APPLY = (RIGHT[name] for name in ("topk_mask", "kth_value", "update_scores_", "apply_masks_"))
 
 
 def later_ties_first(scores, **how):
@@ -31,11 +33,24 @@ def forgets_a_nan(tensors, masks):
         x.nan_to_num_()
 
 
+def sets_unused_bits(mask):
+    packed = RIGHT["pack_mask"](mask)
+    packed[-1:] |= 128
+    return packed
+
+
 FAULTS = {
     "topk_mask": [later_ties_first, writes_around_out],
     "kth_value": [lambda scores, k, **how: KTH(scores, max(1, k - 1), **how)],
     "update_scores_": [lambda *tensors, beta, **how: UPDATE(*tensors, beta=beta * (1 + 2**-23), **how)],
+    "update_block_scores_": [lambda *x, reduce, **how: RIGHT["update_block_scores_"](*x, reduce="mean", **how)],
+    "block_reduce": [lambda score, block, reduce, **how: RIGHT["block_reduce"](score, block, "mean", **how)],
+    "count_digits": [lambda scores, prefix, round, **how: RIGHT["count_digits"](scores, 0 * prefix, round, **how)],
+    "expand_block_mask": [lambda mask, block, shape: RIGHT["expand_block_mask"](mask.flip(1), block, shape)],
     "apply_masks_": [forgets_a_nan],
+    "pack_mask": [sets_unused_bits],
+    "unpack_mask": [lambda packed, shape: RIGHT["unpack_mask"](packed.flip(0), shape)],
+    "prune_by_importance": [lambda *x, order, **how: RIGHT["prune_by_importance"](*x, **how)],
 }
 
 

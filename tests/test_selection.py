@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import as_blocks
 
 from pruneops import ops
 from pruneops.selection import apply_masks, block_scores, select_masks
@@ -22,22 +23,12 @@ def prune_lowest(values, count):
     return keep
 
 
-def blocks(matrix, block):
-    n, m = (matrix.shape[i] if size == -1 else size for i, size in enumerate(block))
-    return matrix.reshape(matrix.shape[0] // n, n, matrix.shape[1] // m, m)
-
-
-def as_matrix(weight):
-    """(O, I, k...) as (O, k... * I)."""
-    return np.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
-
-
 BLOCKS = {"4x1": (4, 1), "1x4": (1, 4), "2x2": (2, 2), "channelx1": (-1, 1), "1xchannel": (1, -1)}
 
 
 def unit_scores(weight, pattern):
     values = np.abs(weight.numpy())
-    return values if pattern == "1x1" else blocks(as_matrix(values), BLOCKS[pattern]).mean((1, 3), dtype=np.float64)
+    return values if pattern == "1x1" else as_blocks(values, BLOCKS[pattern]).mean((1, 3), dtype=np.float64)
 
 
 def integers(shape, seed=0, span=9):
@@ -130,7 +121,7 @@ def test_metrics_with_gradients(metric):
 def test_block_mask_metrics(metric):
     weights = layers()
     grads = {name: integers(weight.shape, 60) for name, weight in weights.items()}
-    sums = {n: blocks(as_matrix((w * grads[n]).numpy()), (4, 1)).sum((1, 3)) for n, w in weights.items()}
+    sums = {n: as_blocks((w * grads[n]).numpy(), (4, 1)).sum((1, 3)) for n, w in weights.items()}
     flat = np.concatenate([np.abs(x).reshape(-1) for x in sums.values()])
     masks = select_masks(weights, sparsity=0.5, pattern="4x1", metric=metric, grads=grads)
     assert_same(masks, split(prune_lowest(flat, flat.size // 2), sums))

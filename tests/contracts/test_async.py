@@ -9,34 +9,45 @@ from pruneops import ops
 pytestmark = pytest.mark.cuda
 
 
-def inputs():
-    generator = torch.Generator("cuda").manual_seed(0)
-    return [torch.randn(512, 768, device="cuda", generator=generator) for _ in range(3)]
-
-
-def step(score, weight, grad, blocks, mask):
-    """Every op that writes or selects, without a value that the host needs."""
-    ops.update_scores_(score, weight, grad, metric="snip", alpha=0.9)
-    ops.update_block_scores_(blocks, weight, grad, block=(4, 4), metric="mask_fisher", alpha=0.9)
-    ops.topk_mask([score, grad], sparsity=0.5)
-    ops.topk_mask(score, sparsity=0.5, out=mask)
-    ops.apply_masks_(weight, mask)
-    ops.apply_masks_(weight, ops.pack_mask(ops.nm_mask(score, 2, 4)))
-    ops.apply_masks_(weight, ops.row_topk_mask(score, sparsity=0.2))
-    threshold = ops.kth_value(blocks, blocks.numel() // 2)
-    ops.apply_masks_(weight, blocks > threshold, block=(4, 4))
-    return ops.prune_by_importance(weight, ops.block_reduce(weight, (64, -1)).flatten(), 4, 64)
+#: More entries than those from which a selection is made in one pass (kShippedLimits in csrc/cuda/plan.cuh).
+N = 2**22 + 77
 
 
 def state():
-    score, weight, grad = inputs()
-    return (
-        score,
-        weight,
-        grad,
-        torch.zeros(128, 192, device="cuda"),
-        torch.zeros(512, 768, dtype=torch.bool, device="cuda"),
-    )
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, device="cuda", generator=generator)
+
+    score, weight, grad = (normal(512, 768) for _ in range(3))
+    blocks, mask = torch.zeros(128, 192, device="cuda"), torch.zeros(512, 768, dtype=torch.bool, device="cuda")
+    return score, weight, grad, blocks, mask, normal(N), normal(N)
+
+
+def step(score, weight, grad, blocks, mask, many, more):
+    """Every op, without a value that the host needs."""
+    prefix = torch.zeros((), dtype=torch.int64, device=many.device)
+    ops.update_scores_(score, weight, grad, metric="snip", alpha=0.9)
+    ops.update_block_scores_(blocks, weight, grad, block=(4, 4), metric="mask_fisher", alpha=0.9)
+    ops.topk_mask(score, sparsity=0.5, out=mask)
+    ops.apply_masks_(weight, mask)
+    ops.apply_masks_(weight, ops.pack_mask(ops.nm_mask(score, 2, 4)))
+    ops.apply_masks_(weight, ops.row_topk_mask(weight, sparsity=0.2, metric="wanda", input_norm=grad[0].abs()))
+    kept = blocks > ops.kth_value(blocks, blocks.numel() // 2)
+    ops.apply_masks_(weight, kept, block=(4, 4))
+    packed = ops.update_topk_mask_(many, more, None, metric="magnitude", alpha=0.9, sparsity=0.5, packed=True)
+    masks = ops.empty_masks([weight, many], packed=True)
+    ops.topk_mask([weight, many], sparsity=0.5, metric="snip", grads=[grad, more], packed=True, out=masks)
+    return [
+        *masks,
+        *ops.topk_mask([score, many], sparsity=0.5),
+        *ops.topk_mask([score, many], sparsity=0.5, ties="threshold", strict=True),
+        ops.kth_value([score, many], N // 3),
+        ops.count_digits([score, many], prefix, 0),
+        ops.unpack_mask(packed, many.shape),
+        ops.expand_block_mask(kept, (4, 4), weight.shape),
+        ops.prune_by_importance(weight, ops.block_reduce(weight, (64, -1)).flatten(), 4, 64),
+    ]
 
 
 def test_no_host_synchronisation():
@@ -56,11 +67,11 @@ def test_graph_replay_is_the_eager_call():
         given.copy_(fresh)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = step(*captured)
+        found = step(*captured)
     for _ in range(3):
         graph.replay()
         expected = step(*eager)
-    assert bits(kept) == bits(expected)
+    assert [bits(x) for x in found] == [bits(x) for x in expected]
     assert [bits(x) for x in captured] == [bits(x) for x in eager]
 
 
@@ -88,9 +99,9 @@ def test_memory_of_a_selection_is_a_fraction_of_the_scores():
 
 
 def test_no_memory_is_kept():
-    score, weight, grad, blocks, mask = state()
-    step(score, weight, grad, blocks, mask)
+    arguments = state()
+    step(*arguments)
     before = torch.cuda.memory_allocated()
     for _ in range(5):
-        step(score, weight, grad, blocks, mask)
+        step(*arguments)
     assert torch.cuda.memory_allocated() == before

@@ -18,14 +18,21 @@ def results(weight, grad):
     """What every op makes of one (R, C) weight and its gradient, as bytes."""
     mask = ops.topk_mask(weight, keep=weight.numel() // 3)
     blocks = torch.zeros(weight.shape[0] // 4, weight.shape[1] // 2, device=weight.device)
-    packed = ops.pack_mask(mask)
+    packed, score = ops.pack_mask(mask), weight.clone()
+    prefix = torch.zeros(1, dtype=torch.int64, device=weight.device)
+    momentum = {"metric": "snip", "alpha": 0.9}
     outputs = {
-        "update_scores_": ops.update_scores_(weight.clone(), weight, grad, metric="snip", alpha=0.9),
+        "update_scores_": ops.update_scores_(weight.clone(), weight, grad, **momentum),
+        "update_topk_mask_": ops.update_topk_mask_(score, weight, grad, sparsity=0.7, **momentum),
+        "update_topk_mask_ scores": score,
         "update_block_scores_": ops.update_block_scores_(blocks, weight, grad, block=(4, 2), metric="mask_fisher"),
         "block_reduce": ops.block_reduce(weight, (-1, 1), "sum"),
         "block_reduce row": ops.block_reduce(weight, (1, -1), "sum"),
         "kth_value": ops.kth_value(weight, weight.numel() // 2),
+        "count_digits": ops.count_digits(weight, prefix, 0),
         "topk_mask": mask,
+        "topk_mask strict": ops.topk_mask(weight, sparsity=0.7, strict=True),
+        "topk_mask packed": ops.topk_mask(weight, sparsity=0.7, packed=True, out=ops.empty_masks(weight, packed=True)),
         "topk_mask metric": ops.topk_mask(weight, sparsity=0.7, metric="snip", grads=grad),
         "topk_mask threshold": ops.topk_mask(weight, sparsity=0.7, ties="threshold"),
         "row_topk_mask": ops.row_topk_mask(weight, sparsity=0.5),
@@ -79,8 +86,15 @@ def test_splits_of_the_same_entries(device, threads, name, pieces):
         )
         assert bits(ops.kth_value(weights, N // 3)) == bits(ops.kth_value(weight, N // 3))
         scores = [torch.ones_like(w) for w in weights]
-        whole = ops.update_scores_(torch.ones_like(weight), weight, grad, metric="taylor", alpha=0.9)
-        assert joined(ops.update_scores_(scores, weights, grads, metric="taylor", alpha=0.9)) == bits(whole)
+        how = {"metric": "taylor", "alpha": 0.9}
+        whole = ops.update_scores_(torch.ones_like(weight), weight, grad, **how)
+        assert joined(ops.update_scores_(scores, weights, grads, **how)) == bits(whole)
+        mask = ops.update_topk_mask_(whole, weight, grad, sparsity=0.4, **how)
+        assert joined(ops.update_topk_mask_(scores, weights, grads, sparsity=0.4, **how)) == bits(mask)
+        assert joined(scores) == bits(whole)
+        prefix = torch.zeros(1, dtype=torch.int64, device=device)
+        counts = ops.count_digits(weights, prefix, 0).sum(0, keepdim=True)
+        assert bits(counts) == bits(ops.count_digits(weight, prefix, 0))
 
 
 def test_order_of_calls_leaves_no_trace(device):

@@ -1,11 +1,14 @@
 """Errors: a bad argument is named with what came and what was expected, before anything is written."""
 
 import re
+from contextlib import nullcontext
 
+import oracle
 import pytest
 import torch
 from tensors import storage_bits
 
+from bench.check import reference
 from pruneops import ops
 
 
@@ -14,8 +17,8 @@ def f(*shape, dtype=torch.float32, device="cpu"):
     return torch.full(shape, 0.5, dtype=dtype, device=device)
 
 
-def b(*shape):
-    return torch.ones(shape, dtype=torch.bool)
+def b(*shape, device="cpu"):
+    return torch.ones(shape, dtype=torch.bool, device=device)
 
 
 def on_meta(*shape):
@@ -24,6 +27,26 @@ def on_meta(*shape):
 
 def sparse(*shape):
     return torch.eye(*shape).to_sparse()
+
+
+@pytest.fixture(autouse=True, params=["in use", "reference"])
+def backend(request):
+    with reference() if request.param == "reference" else nullcontext():
+        yield
+
+
+def moved(value, device):
+    """Arguments with their tensors on a device, each laid out as it was; what is on meta stays there."""
+    if isinstance(value, dict):
+        return {name: moved(x, device) for name, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(moved(x, device) for x in value)
+    if not isinstance(value, torch.Tensor) or value.is_meta:
+        return value
+    if value.layout != torch.strided:
+        return value.to(device)
+    storage = value.as_strided((value.untyped_storage().nbytes() // value.itemsize,), (1,), 0).to(device)
+    return storage.as_strided(value.shape, value.stride(), value.storage_offset()).as_subclass(type(value))
 
 
 def tensors_in(value):
@@ -44,9 +67,15 @@ def refuse(op, args, how, error, message):
     assert [x._version for x in given] == versions
 
 
+def refuse_on(device, op, args, how, error, message):
+    """What is said of a call on the CPU is said of the same call on the device."""
+    name = str(torch.empty(0, device=device).device)
+    refuse(op, *moved((args, how), device), error, message.replace("is on cpu", f"is on {name}"))
+
+
 SNIP = {"metric": "snip"}
 TWO = (f(2), f(3, 4))
-METRICS = "magnitude, gradient, snip, taylor, fisher"
+METRICS = ", ".join(oracle.METRICS)
 FLOATS = "must be float32, bfloat16, float16 or float64, got"
 
 UPDATE = [
@@ -101,7 +130,7 @@ BLOCK_UPDATE = [
     ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "reduce": "min"}, ValueError,
      "reduce must be one of mean, sum, max, got 'min'"),
     ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "metric": "wanda"}, ValueError,
-     f"metric must be one of {METRICS}, mask_gradient, mask_fisher, mask_sum, got 'wanda'"),
+     f"metric must be one of {METRICS}, {', '.join(oracle.MASK_METRICS)}, got 'wanda'"),
     ((f(2, 2), f(4, 4), None), {**BLOCK, "metric": "mask_fisher"}, ValueError,
      "metric 'mask_fisher' needs grads, got None"),
     ((f(2, 2), f(4, 4), f(4, 4)), {**BLOCK, "block": 2}, TypeError, "block must be two integers (N, M), got 2"),
@@ -134,7 +163,7 @@ REDUCE = [
      "out is an expanded view; entries that share memory cannot be written"),
 ]  # fmt: skip
 
-#: Of all selections, given what a call needs otherwise.
+#: Of all selections but that of an update, given what a call needs otherwise.
 SELECT = [
     (lambda s: (s,), {"metric": "l1"}, ValueError, f"metric must be one of {METRICS}, wanda, got 'l1'"),
     (lambda s: (s,), {"metric": "snip"}, ValueError, "metric 'snip' needs grads, got None"),
@@ -156,6 +185,7 @@ SELECTIONS = {
     "row_topk_mask": ((), {"keep": 1}),
     "nm_mask": ((2, 4), {}),
     "kth_value": ((1,), {}),
+    "count_digits": ((torch.tensor(0), 0), {}),
 }
 
 #: Of the three that write masks.
@@ -178,9 +208,11 @@ KEEP = [
     ({"sparsity": "half"}, TypeError, "sparsity must be a number, got str"),
 ]
 
+TIES = ({"keep": 1, "ties": "all"}, ValueError, "ties must be one of exact, threshold, got 'all'")
+
 TOPK = [
     ((TWO,), {"keep": 1, "metric": "snip", "grads": []}, ValueError, "grads has 0 tensors, scores has 2"),
-    ((f(2, 4),), {"keep": 1, "ties": "all"}, ValueError, "ties must be one of exact, threshold, got 'all'"),
+    ((f(2, 4),), *TIES),
     ((TWO,), {"keep": 1, "out": [b(2)]}, ValueError, "out has 1 tensors, scores has 2"),
     ((TWO,), {"keep": 15}, ValueError, "keep must be between 0 and 14, got 15"),
     ((TWO,), {"keep": 1, "metric": "snip", "grads": [f(2)]}, ValueError, "grads has 1 tensors, scores has 2"),
@@ -213,6 +245,16 @@ KTH = [
     (([f(2), on_meta(3)], 1), {}, ValueError, "scores[1] is on meta, scores[0] is on cpu"),
 ]
 
+DIGITS = [
+    ((f(2), torch.tensor([0, 0]), 0), {}, ValueError, "prefix must have one element, got shape [2]"),
+    ((f(2), torch.tensor(0.0), 0), {}, TypeError, "prefix must be torch.int64, got torch.float32"),
+    ((f(2), 0, 0), {}, TypeError, "prefix must be a tensor, got int"),
+    ((f(2), torch.tensor(0), 3), {}, ValueError, "round must be between 0 and 2, got 3"),
+    ((f(2).double(), torch.tensor(0), 6), {}, ValueError, "round must be between 0 and 5, got 6"),
+    ((f(2), on_meta(1).long(), 0), {}, ValueError, "prefix is on meta, scores[0] is on cpu"),
+]
+EMPTY = [((3,), {}, TypeError, "scores must be a tensor or a sequence of tensors, got int"),
+         (([f(2), None],), {}, TypeError, "scores[1] must be a tensor, got NoneType")]  # fmt: skip
 EXPAND = [
     ((b(2, 2), (2, 2), (4, 6)), {}, ValueError, "mask has shape [2, 2], expected [2, 3]"),
     ((b(2, 2), (3, 2), (4, 4)), {}, ValueError, "shape has shape [4, 4], which the block (3, 2) does not divide"),
@@ -261,8 +303,16 @@ SLABS = [
     ((f(8), on_meta(4), 1, 2), {}, ValueError, "importance is on meta, tensor is on cpu"),
 ]  # fmt: skip
 
+MAGNITUDES, MAGNITUDE = (f(2, 4), f(2, 4), None), {"metric": "magnitude"}
+
 CASES = [
     *(("update_scores_", *case) for case in UPDATE),
+    *(("update_topk_mask_", args, {"keep": 1, **how}, *told) for args, how, *told in UPDATE),
+    *(
+        ("update_topk_mask_", MAGNITUDES, {**how, **MAGNITUDE}, error, message.format(n=8))
+        for how, error, message in (*KEEP, TIES)
+    ),
+    *(("update_topk_mask_", MAGNITUDES, {"keep": 1, "out": out, **MAGNITUDE}, *told) for out, *told in OUT),
     *(("update_block_scores_", *case) for case in BLOCK_UPDATE),
     *(("block_reduce", *case) for case in REDUCE),
     *(
@@ -284,6 +334,8 @@ CASES = [
     *(("row_topk_mask", *case) for case in ROW),
     *(("nm_mask", *case) for case in NM),
     *(("kth_value", *case) for case in KTH),
+    *(("count_digits", *case) for case in DIGITS),
+    *(("empty_masks", *case) for case in EMPTY),
     *(("expand_block_mask", *case) for case in EXPAND),
     *(("apply_masks_", *case) for case in APPLY),
     *(("pack_mask", *case) for case in PACK),
@@ -295,8 +347,12 @@ CASES = [
 @pytest.mark.parametrize(
     ("op", "args", "how", "error", "message"), CASES, ids=lambda x: x if isinstance(x, str) else ""
 )
-def test_refused(op, args, how, error, message):
-    refuse(op, args, how, error, message)
+def test_refused(device, op, args, how, error, message):
+    refuse_on(device, op, args, how, error, message)
+
+
+def test_every_operator_refuses_something():
+    assert {op for op, *_ in CASES} == set(ops.__all__)
 
 
 SHARED = "is an expanded view; entries that share memory cannot be written"
@@ -354,21 +410,66 @@ TWO_BLOCKS = [f(2, 2), f(2, 2)]
     ("update_block_scores_", ([f(2, 2), f(1, 0)], [f(4, 4), f(3, 0)], None), {"metric": "magnitude", "block": (2, 2)},
      ValueError, "weights[1] has shape [3, 0], which the block (2, 2) does not divide"),
 ])  # fmt: skip
-def test_the_last_of_several_is_refused(op, args, how, error, message):
-    refuse(op, args, how, error, message)
+def test_the_last_of_several_is_refused(device, op, args, how, error, message):
+    refuse_on(device, op, args, how, error, message)
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize(("op", "name", "call"), [
-    ("update_scores_", "scores", lambda x: ops.update_scores_(x, [f(1, 4)] * 2, None, metric="magnitude")),
-    ("apply_masks_", "tensors", lambda x: ops.apply_masks_(x, [~b(1, 4)] * 2)),
-    ("update_block_scores_", "scores",
-     lambda x: ops.update_block_scores_(x, [f(2, 8)] * 2, None, block=(2, 2), metric="magnitude")),
-    ("topk_mask", "out", lambda x: ops.topk_mask([f(1, 4)] * 2, keep=3, out=x)),
+@pytest.mark.parametrize(("op", "name", "arguments"), [
+    ("update_scores_", "scores", lambda x: ((x, [f(1, 4)] * 2, None), MAGNITUDE)),
+    ("update_topk_mask_", "scores", lambda x: ((x, [f(1, 4)] * 2, None), {"keep": 3, **MAGNITUDE})),
+    ("update_topk_mask_", "out", lambda x: (([f(1, 4)] * 2, [f(1, 4)] * 2, None), {"keep": 3, "out": x, **MAGNITUDE})),
+    ("update_block_scores_", "scores", lambda x: ((x, [f(2, 8)] * 2, None), {"block": (2, 2), **MAGNITUDE})),
+    ("apply_masks_", "tensors", lambda x: ((x, [~b(1, 4)] * 2), {})),
+    ("topk_mask", "out", lambda x: (([f(1, 4)] * 2,), {"keep": 3, "out": x})),
 ])  # fmt: skip
-def test_an_output_that_shares_memory_with_itself_is_refused(op, name, call, last):
-    dtype = torch.bool if name == "out" else torch.float32
-    given = [torch.ones(1, 4, dtype=dtype), torch.ones(1, 1, dtype=dtype).expand(1, 4)][:: 1 if last else -1]
-    with pytest.raises(ValueError, match=re.escape(f"{op}: {name}[{int(last)}] {SHARED}")):
-        call(given)
-    assert all((x == 1).all() for x in given)
+def test_an_output_that_shares_memory_with_itself_is_refused(device, op, name, arguments, last):
+    make = b if name == "out" else f
+    given = [make(1, 4), make(1, 1).expand(1, 4)][:: 1 if last else -1]
+    refuse_on(device, op, *arguments(given), ValueError, f"{name}[{int(last)}] {SHARED}")
+
+
+def two_devices(first, other):
+    """Calls whose arguments are on both, and what is said of them."""
+    x, y = f(2, 4, device=first), f(2, 4, device=other)
+    one, norm, prefix = f(1, device=other), f(4, device=other), torch.tensor(0, device=other)
+    mask, blocks = b(2, 4, device=other), [b(1, 2, device=first), b(1, 2, device=other)]
+    return [
+        ("update_scores_", (x, y, x), SNIP, "weights[0]", "scores[0]"),
+        ("update_scores_", ([x, x], [x, x], [x, y]), SNIP, "grads[1]", "scores[0]"),
+        ("update_scores_", (x, x, x), {**SNIP, "grad_scale": one}, "grad_scale", "scores[0]"),
+        ("update_topk_mask_", (x, x, y), {**SNIP, "keep": 1}, "grads[0]", "scores[0]"),
+        ("update_topk_mask_", (x, x, x), {**SNIP, "keep": 1, "out": mask}, "out[0]", "scores[0]"),
+        ("update_block_scores_", (x, y, y), {**SNIP, "block": (1, 1)}, "weights[0]", "scores[0]"),
+        ("block_reduce", (x, (1, 1)), {"out": y}, "out", "score"),
+        ("kth_value", ([x, y], 1), {}, "scores[1]", "scores[0]"),
+        ("count_digits", (x, prefix, 0), {}, "prefix", "scores[0]"),
+        ("topk_mask", (x,), {"keep": 1, "out": mask}, "out[0]", "scores[0]"),
+        ("row_topk_mask", (x,), {"keep": 1, "metric": "wanda", "input_norm": norm}, "input_norm[0]", "scores[0]"),
+        ("nm_mask", (x, 2, 4), {**SNIP, "grads": y}, "grads[0]", "scores[0]"),
+        ("apply_masks_", (x, mask), {}, "masks[0]", "tensors[0]"),
+        ("apply_masks_", ([x, x], blocks), {"block": (2, 2)}, "masks[1]", "tensors[0]"),
+        ("prune_by_importance", (x, one, 1, 2), {}, "importance", "tensor"),
+    ]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("first", "other"), [("cpu", "cuda:0"), ("cuda:0", "cpu")])
+@pytest.mark.parametrize("case", range(len(two_devices("meta", "meta"))))
+def test_two_devices(first, other, case):
+    op, args, how, name, first_name = two_devices(first, other)[case]
+    refuse(op, args, how, ValueError, f"{name} is on {other}, {first_name} is on {first}")
+
+
+def test_an_error_after_the_write_is_passed_on(device, monkeypatch):
+    """It is not taken for a refusal, after which the call would be made once more."""
+
+    def fail_once(tensors):
+        monkeypatch.undo()
+        raise RuntimeError("after the write")
+
+    monkeypatch.setattr(ops.update, "mark_written", fail_once)
+    score = f(3, device=device)
+    with pytest.raises(RuntimeError, match=r"^after the write$"):
+        ops.update_scores_(score, f(3, device=device), None, metric="magnitude", alpha=1.0)
+    assert score.tolist() == [1.0] * 3

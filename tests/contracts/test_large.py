@@ -1,4 +1,4 @@
-"""One tensor past 2^31 and past 2^32 entries, every one of which is checked.
+"""One tensor past 2^31 and past 2^32 entries, every one of which is checked; and a few entries where it has odd sizes.
 
 Values repeat after a number of entries that is no power of two, so that an index that has lost its upper bits meets
 other values; so does what NumPy expects.
@@ -9,6 +9,7 @@ import oracle
 import pytest
 import torch
 from hostile import values
+from tensors import array, assert_same, bits
 
 import pruneops
 from pruneops import ops
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.large
 
 PERIOD = 8 * 100_003
 PAST_31, PAST_32 = 2**31 + 8 * 4099, 2**32 + 8 * 4099
+ODD = 2**31 + 4097
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +45,6 @@ def repeated(period, numel, device):
 def assert_repeats(tensor, period):
     for number, part in enumerate(parts(tensor.cpu().numpy(), period.size)):
         assert np.array_equal(part, period.reshape(-1)[: len(part)]), f"in period {number}"
-
-
-def packed_bits(mask):
-    return np.packbits(mask.reshape(-1), bitorder="little")
 
 
 def scores(shape, name="normal"):
@@ -83,24 +81,60 @@ def test_rows(device, numel, packed):
     expected = oracle.row_topk_mask(exact, row // 3)
     score = repeated(stored, -(-numel // row) * row, device).view(-1, row)
     mask = ops.row_topk_mask(score, keep=row // 3, packed=packed)
-    assert_repeats(mask, packed_bits(expected) if packed else expected)
+    assert_repeats(mask, oracle.packed(expected) if packed else expected)
 
 
 def test_a_row(device):
     exact, stored = scores((PERIOD,), "few_distinct")
     score = repeated(stored, PAST_31, device)
-    # The values are -1, 0 and 1; all ones are kept, and so many of the zeros.
-    ones = sum(int((part == 1).sum()) for part in parts_of_values(exact, PAST_31))
-    left = 2**29 + 5
-    mask = ops.row_topk_mask(score, keep=ones + left).cpu().numpy()
-    for part, own in zip(parts_of_values(exact, PAST_31), parts(mask, PERIOD), strict=True):
-        zeros = part == 0
-        assert np.array_equal(own, (part == 1) | (zeros & (np.cumsum(zeros) <= left)))
-        left = max(0, left - int(zeros.sum()))
+    # The values are -1, 0 and 1.
+    mask = ops.row_topk_mask(score, keep=ones(exact, PAST_31) + ZEROS)
+    for own, expected in zip(parts(mask.cpu().numpy(), PERIOD), ones_and_first_zeros(exact, PAST_31), strict=True):
+        assert np.array_equal(own, expected)
+
+
+#: So many of them are kept, beside all ones.
+ZEROS = 2**29 + 5
 
 
 def parts_of_values(period, numel):
     return (period[: numel - begin] for begin in range(0, numel, period.size))
+
+
+def ones(period, numel):
+    return sum(int((part == 1).sum()) for part in parts_of_values(period, numel))
+
+
+def ones_and_first_zeros(period, numel):
+    """Masks of each period."""
+    left = ZEROS
+    for part in parts_of_values(period, numel):
+        zeros = part == 0
+        yield (part == 1) | (zeros & (np.cumsum(zeros) <= left))
+        left = max(0, left - int(zeros.sum()))
+
+
+def test_an_update_that_selects(device):
+    exact, stored = scores((PERIOD,), "few_distinct")
+    updated = np.abs(exact)
+    weight = repeated(stored, PAST_31, device)
+    score = torch.empty_like(weight)
+    out = ops.empty_masks(score, packed=True)
+    keep = ones(updated, PAST_31) + ZEROS
+    ops.update_topk_mask_(score, weight, None, metric="magnitude", keep=keep, packed=True, out=out)
+    assert_repeats(score.view(torch.int16), (updated.view(np.uint32) >> 16).astype(np.int16))
+    masks = ones_and_first_zeros(updated, PAST_31)
+    for own, expected in zip(parts(out.cpu().numpy(), PERIOD // 8), masks, strict=True):
+        assert np.array_equal(own, oracle.packed(expected))
+
+
+def test_counts_of_digits(device):
+    exact, stored = scores((PERIOD,), "mostly_zero")
+    keys, (whole, rest) = oracle.key_bits(exact), divmod(PAST_32, PERIOD)
+    expected = whole * oracle.count_digits(keys, 0, 0) + oracle.count_digits(keys[:rest], 0, 0)
+    assert expected.max() > 2**31
+    prefix = torch.zeros((), dtype=torch.int64, device=device)
+    assert_same(ops.count_digits(repeated(stored, PAST_32, device), prefix, 0), expected[None])
 
 
 @SIZES
@@ -111,7 +145,7 @@ def test_groups(device, n, m, numel, packed):
     if packed and m == 5:
         numel = PAST_31  # bytes are written first
     mask = ops.nm_mask(repeated(stored, numel // (8 * m) * (8 * m), device), n, m, packed=packed)
-    assert_repeats(mask, packed_bits(expected) if packed else expected)
+    assert_repeats(mask, oracle.packed(expected) if packed else expected)
 
 
 @pytest.mark.parametrize("order", ["importance", "original"])
@@ -130,7 +164,7 @@ def test_slabs(device, order):
 @pytest.mark.parametrize("kind", ["bool", "packed"])
 def test_masks(device, kind):
     entries, mask = np.arange(PERIOD).astype(np.uint8), random_mask(PERIOD)
-    given = packed_bits(mask) if kind == "packed" else mask
+    given = oracle.packed(mask) if kind == "packed" else mask
     data = repeated(entries, PAST_32, device)
     ops.apply_masks_(data, repeated(given, PAST_32 // (8 if kind == "packed" else 1), device))
     assert_repeats(data, np.where(mask, entries, 0).astype(np.uint8))
@@ -152,5 +186,55 @@ def test_block_masks(device):
 def test_pack_and_unpack(device):
     mask = random_mask(PERIOD)
     packed = ops.pack_mask(repeated(mask, PAST_32, device))
-    assert_repeats(packed, packed_bits(mask))
+    assert_repeats(packed, oracle.packed(mask))
     assert_repeats(ops.unpack_mask(packed, (PAST_32,)), mask)
+
+
+def test_masks_of_a_tensor_past_32_bits(device):
+    mask = torch.zeros(ODD, dtype=torch.bool, device=device)
+    kept = torch.tensor([0, 5, 2**31 - 1, 2**31, 2**31 + 9, ODD - 1], device=device)
+    mask[kept] = True
+    packed = ops.pack_mask(mask)
+    assert packed.shape == ((ODD + 7) // 8,)
+    assert int(packed.count_nonzero()) == 5
+    assert bits(ops.unpack_mask(packed, (ODD,))[kept]) == b"\x01" * 6
+    x = torch.ones(ODD, dtype=torch.uint8, device=device)
+    ops.apply_masks_(x, packed)
+    assert int(x.count_nonzero()) == 6
+    assert bits(x[kept]) == b"\x01" * 6
+    x.fill_(1)
+    ops.apply_masks_(x, mask)
+    assert int(x.count_nonzero()) == 6
+    assert bits(x[kept]) == b"\x01" * 6
+
+
+def test_selection_in_a_tensor_past_32_bits(device):
+    score = torch.zeros(ODD, dtype=torch.bfloat16, device=device)
+    high = torch.tensor([7, 2**31 - 1, 2**31, ODD - 1], device=device)
+    score[high] = 1.0
+    mask = ops.topk_mask(score, keep=4)
+    assert int(mask.count_nonzero()) == 4
+    assert mask[high].all()
+    ops.topk_mask(score, keep=2**31 + 100, out=mask)  # three of the four high ones come before the last zero kept
+    assert int(mask.count_nonzero()) == 2**31 + 100
+    assert array(mask[[2**31 + 98, 2**31 + 99, -2, -1]]).tolist() == [True, False, False, True]
+    assert float(ops.kth_value(score, ODD - 4)) == 0
+    assert float(ops.kth_value(score, ODD - 3)) == 1
+
+
+def test_scores_of_a_tensor_past_32_bits(device):
+    score = torch.zeros(ODD, dtype=torch.bfloat16, device=device)
+    weight = torch.full((1,), 2.0, dtype=torch.bfloat16, device=device).repeat(ODD)
+    weight[2**31 + 5] = -3.0
+    ops.update_scores_(score, weight, None, metric="magnitude")
+    assert float(score[2**31 + 5]) == 3.0
+    assert int((score == 2.0).count_nonzero()) == ODD - 1  # sum() would widen every entry to 64 bits
+
+
+def test_tensors_past_33_bits_together(device):
+    shared = torch.zeros(2**31 + 8, dtype=torch.bfloat16, device=device)
+    shared[-1] = 1.0
+    out = [torch.empty(shared.shape, dtype=torch.bool, device=device) for _ in range(2)]
+    ops.topk_mask([shared, shared], keep=2**32 - 5, out=out)
+    assert [int(mask.count_nonzero()) for mask in out] == [2**31 + 8, 2**31 - 13]
+    assert bool(out[1][-1])

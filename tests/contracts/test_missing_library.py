@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import pruneops
+from pruneops import ops
 
 PACKAGE = Path(pruneops.__file__).parent
 
@@ -140,15 +141,18 @@ def test_backend_info_is_a_fresh_dict():
     assert pruneops.backend_info()["cpu"] != "changed"
 
 
-OPERATORS = [
-    "update_scores_", "update_block_scores_", "block_reduce", "kth_value", "topk_mask", "row_topk_mask", "nm_mask",
-    "empty_masks", "expand_block_mask", "pack_mask", "unpack_mask", "apply_masks_", "prune_by_importance",
-]  # fmt: skip
+def operators():
+    """All that are registered, such as ``pruneops::block_reduce.out``."""
+    return sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith("pruneops::"))
 
 
-@pytest.mark.parametrize("op", OPERATORS)
+def test_every_operator_is_registered():
+    assert {name.removeprefix("pruneops::").partition(".")[0] for name in operators()} == set(ops.__all__)
+
+
+@pytest.mark.parametrize("op", operators())
 @pytest.mark.parametrize("key", ["CPU", "CUDA"])
 def test_every_operator_has_a_kernel_where_the_backend_says_native(op, key):
     if pruneops.backend_info()[key.lower()] != "native":
         pytest.skip(f"the {key} backend is the reference")
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pruneops::{op}", key)
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(op, key)

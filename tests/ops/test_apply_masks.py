@@ -8,6 +8,7 @@ from hostile import DTYPES, SIZES, VALUES, layouts, values
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from oracle import packed
 from tensors import array, assert_all_same, assert_only_view_written, assert_same, bits, tensor
 
 from pruneops import ops
@@ -18,10 +19,6 @@ OTHER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, 
 
 def random_mask(shape, seed=0):
     return np.random.default_rng(seed).random(shape) < 0.5
-
-
-def packed(mask):
-    return np.packbits(mask.ravel(), bitorder="little")
 
 
 def check_apply(device, values_, mask, given_mask, *, dtype="float32", layout="contiguous", **how):

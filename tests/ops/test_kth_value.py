@@ -7,6 +7,7 @@ import torch
 from hostile import DTYPES, SIZES, VALUES, layouts, values
 from hypothesis import given
 from hypothesis import strategies as st
+from metrics import scored_on_the_fly
 from tensors import array, assert_same, tensor
 
 from pruneops import ops
@@ -83,21 +84,13 @@ def test_every_half_value(device, half):
         check_kth(device, [array(score)], k, [half], result=half)
 
 
-@pytest.mark.parametrize("metric", ["magnitude", "gradient", "snip", "taylor", "fisher", "wanda"])
+@pytest.mark.parametrize("metric", oracle.SELECT_METRICS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_metric_on_the_fly(device, metric, dtype):
-    weight, grad, norm = (
-        values("normal", (33, 40), dtype),
-        values("normal", (33, 40), dtype, 1),
-        values("normal", (40,)),
-    )
-    how = {"grads": tensor(grad, dtype, device)} if metric not in ("magnitude", "wanda") else {}
-    how |= {"input_norm": tensor(norm, device=device)} if metric == "wanda" else {}
-    kind = oracle.compute_type(weight)
-    scores = oracle.entry_values(metric, weight, grad, norm, kind=kind)
+    weight, inputs, scores = scored_on_the_fly(device, metric, "normal", (33, 40), (dtype, dtype))
     for k in (1, 700, 1320):
-        value = ops.kth_value(tensor(weight, dtype, device), k, metric=metric, **how)
-        assert_same(value, np.asarray(oracle.kth_value([scores], k), kind))
+        value = ops.kth_value(weight, k, metric=metric, **inputs)
+        assert_same(value, np.asarray(oracle.kth_value([scores], k), scores.dtype))
 
 
 def test_threshold_of_topk_mask(device):

@@ -9,6 +9,7 @@ import torch
 from hostile import DTYPES, VALUES, layouts, values
 from hypothesis import given
 from hypothesis import strategies as st
+from metrics import scored_on_the_fly
 from tensors import assert_only_view_written, assert_same, tensor
 
 from pruneops import ops
@@ -75,17 +76,12 @@ def test_out_is_written_through_and_returned(device, shape):
         assert_only_view_written(out)
 
 
-@pytest.mark.parametrize("metric", ["magnitude", "gradient", "snip", "taylor", "fisher", "wanda"])
+@pytest.mark.parametrize("metric", oracle.SELECT_METRICS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["normal", "everything"])
 def test_metric_on_the_fly(device, metric, dtype, name):
-    shape = (3, 7, 40)
-    weight, grad, norm = values(name, shape, dtype), values(name, shape, dtype, 1), np.abs(values(name, (40,)))
-    how = {"grads": tensor(grad, dtype, device)} if metric not in ("magnitude", "wanda") else {}
-    how |= {"input_norm": tensor(norm, device=device)} if metric == "wanda" else {}
-    scores = oracle.entry_values(metric, weight, grad, norm, kind=oracle.compute_type(weight))
-    mask = ops.nm_mask(tensor(weight, dtype, device), 2, 4, metric=metric, **how)
-    assert_same(mask, oracle.nm_mask(scores, 2, 4))
+    weight, inputs, scores = scored_on_the_fly(device, metric, name, (3, 7, 40), (dtype, dtype))
+    assert_same(ops.nm_mask(weight, 2, 4, metric=metric, **inputs), oracle.nm_mask(scores, 2, 4))
 
 
 POOL = st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, 1e-45, 2.0])

@@ -5,15 +5,12 @@ import oracle
 import pytest
 import torch
 from hostile import DTYPES, SIZES, VALUES, layouts, values
+from oracle import packed
 from tensors import array, assert_only_view_written, assert_same, tensor
 
 from pruneops import ops
 
 SHAPES = [(0,), (5, 7), (), (40_000,), (0, 3), (1,), (4, 3, 3, 3), (1025,)]
-
-
-def packed(mask):
-    return np.packbits(mask.ravel(), bitorder="little")
 
 
 @pytest.mark.parametrize("n", SIZES)

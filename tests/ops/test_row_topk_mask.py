@@ -4,10 +4,11 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hostile import DTYPES, SIZES, VALUES, layouts, values
+from hostile import DTYPES, SIZES, VALUES, keeps, layouts, values
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from metrics import scored_on_the_fly
 from tensors import array, assert_only_view_written, assert_same, bits, tensor
 
 from pruneops import ops
@@ -17,10 +18,6 @@ def check_rows(device, score, keep, *, dtype="float32", layout="contiguous"):
     mask = ops.row_topk_mask(tensor(score, dtype, device, layout), keep=keep)
     assert mask.dtype == torch.bool
     assert_same(mask, oracle.row_topk_mask(score, keep))
-
-
-def keeps(n):
-    return sorted({0, 1, n // 10, n // 2, max(n - 1, 0), n} & set(range(n + 1)))
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -69,17 +66,12 @@ def test_sparsity_prunes_its_floor_in_each_row(device, sparsity):
     assert_same(mask, oracle.row_topk_mask(score, 101 - int(sparsity * 101)))
 
 
-@pytest.mark.parametrize("metric", ["magnitude", "gradient", "snip", "taylor", "fisher", "wanda"])
+@pytest.mark.parametrize("metric", oracle.SELECT_METRICS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["normal", "everything"])
 def test_metric_on_the_fly(device, metric, dtype, name):
-    shape = (3, 7, 40)
-    weight, grad, norm = values(name, shape, dtype), values(name, shape, dtype, 1), np.abs(values(name, (40,)))
-    how = {"grads": tensor(grad, dtype, device)} if metric not in ("magnitude", "wanda") else {}
-    how |= {"input_norm": tensor(norm, device=device)} if metric == "wanda" else {}
-    scores = oracle.entry_values(metric, weight, grad, norm, kind=oracle.compute_type(weight))
-    mask = ops.row_topk_mask(tensor(weight, dtype, device), keep=13, metric=metric, **how)
-    assert_same(mask, oracle.row_topk_mask(scores, 13))
+    weight, inputs, scores = scored_on_the_fly(device, metric, name, (3, 7, 40), (dtype, dtype))
+    assert_same(ops.row_topk_mask(weight, keep=13, metric=metric, **inputs), oracle.row_topk_mask(scores, 13))
 
 
 def test_rows_are_independent(device):

@@ -4,9 +4,10 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hostile import DTYPES, SIZES, VALUES, layouts, values
+from hostile import DTYPES, SIZES, VALUES, keeps, layouts, values
 from hypothesis import given
 from hypothesis import strategies as st
+from metrics import scored_on_the_fly
 from tensors import array, assert_all_same, assert_only_view_written, assert_same, bits, tensor
 
 from pruneops import ops
@@ -18,10 +19,6 @@ def check_topk(device, score, keep, *, dtype="float32", ties="exact", layout="co
     assert_same(mask, oracle.topk_mask([score], keep, ties)[0])
     if ties == "exact":
         assert int(mask.sum()) == keep
-
-
-def keeps(n):
-    return sorted({0, 1, n // 10, n // 2, n - n // 10, max(n - 1, 0), n} & set(range(n + 1)))
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -149,25 +146,14 @@ def test_threshold_prunes_all_ties(device):
     assert array(ops.topk_mask(torch.zeros(4, device=device), keep=2, ties="threshold")).tolist() == [False] * 4
 
 
-METRICS = ("magnitude", "gradient", "snip", "taylor", "fisher", "wanda")
-
-
 def check_metric(device, shapes, metric, dtypes, keep, name="normal", layout="contiguous"):
-    weights = [values(name, shape, dtypes[0], i) for i, shape in enumerate(shapes)]
-    grads = [values(name, shape, dtypes[1], i + 100) for i, shape in enumerate(shapes)]
-    norms = [np.abs(values(name, shape[-1:] or (1,), seed=i + 200)) for i, shape in enumerate(shapes)]
-    w, g = ([tensor(a, d, device, layout) for a in arrays] for arrays, d in zip((weights, grads), dtypes, strict=True))
-    inputs = {"input_norm": [tensor(a, device=device) for a in norms]} if metric == "wanda" else {}
-    reads_grad = metric not in ("magnitude", "wanda")
-    masks = ops.topk_mask(w, keep=keep, metric=metric, grads=g if reads_grad else None, **inputs)
-    scores = []
-    for weight, grad, norm in zip(weights, grads, norms, strict=True):
-        kind = oracle.compute_type(weight, grad if reads_grad else None)
-        scores.append(oracle.entry_values(metric, weight, grad, norm, kind=kind).reshape(weight.shape))
-    assert_all_same(masks, oracle.topk_mask(scores, keep))
+    made = [scored_on_the_fly(device, metric, name, shape, dtypes, layout, i) for i, shape in enumerate(shapes)]
+    weights, inputs, scores = zip(*made, strict=True)
+    inputs = {argument: [one[argument] for one in inputs] for argument in inputs[0]}
+    assert_all_same(ops.topk_mask(weights, keep=keep, metric=metric, **inputs), oracle.topk_mask(scores, keep))
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", oracle.SELECT_METRICS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_metric_on_the_fly(device, metric, dtype):
     shapes = [(33, 40), (0, 4), (), (1030,), (4, 3, 5)]
@@ -175,7 +161,7 @@ def test_metric_on_the_fly(device, metric, dtype):
         check_metric(device, shapes, metric, (dtype, dtype), 1300, name)
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", oracle.SELECT_METRICS)
 def test_metric_with_mixed_dtypes(device, metric):
     for dtypes in [("bfloat16", "float32"), ("float16", "bfloat16"), ("float32", "float64")]:
         check_metric(device, [(64, 40), (7,)], metric, dtypes, 1000)
@@ -183,7 +169,7 @@ def test_metric_with_mixed_dtypes(device, metric):
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "strided", "misaligned"])
 def test_metric_in_other_layouts(device, layout):
-    for metric in METRICS:
+    for metric in oracle.SELECT_METRICS:
         check_metric(device, [(33, 40), (70,)], metric, ("float32", "float32"), 600, layout=layout)
 
 

@@ -11,9 +11,6 @@ from tensors import array, assert_only_view_written, assert_same, bits, tensor
 
 from pruneops import ops
 
-ENTRY_METRICS = ("magnitude", "gradient", "snip", "taylor", "fisher")
-MASK_METRICS = ("mask_gradient", "mask_fisher", "mask_sum")
-
 
 def check_blocks(
     device, score, weight, grad, *, block, metric, reduce="mean", dtypes=("float32",) * 3, layout="contiguous", **how
@@ -40,7 +37,7 @@ def arrays(shape, block, name="normal", dtypes=("float32",) * 3):
     return [values(name, size, d, i) for i, (size, d) in enumerate(zip((grid, shape, shape), dtypes, strict=True))]
 
 
-@pytest.mark.parametrize("metric", ENTRY_METRICS + MASK_METRICS)
+@pytest.mark.parametrize("metric", [*oracle.METRICS, *oracle.MASK_METRICS])
 @pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_metric_reduce_and_dtype(device, metric, reduce, dtype):
@@ -169,7 +166,7 @@ def test_whole_extent_of_an_empty_weight(device):
         assert score.numel() == 0
 
 
-@pytest.mark.parametrize("metric", ENTRY_METRICS)
+@pytest.mark.parametrize("metric", oracle.METRICS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_blocks_of_one_entry_are_the_entries(device, metric, dtype):
     score, weight, grad = (values("wide_range", (9, 33), dtype, i) for i in range(3))
@@ -223,7 +220,7 @@ def test_skip_nonfinite_counts_entries_as_zero(device, shape, block, dtype, redu
     assert np.isfinite(array(s)).all()
 
 
-@pytest.mark.parametrize("metric", MASK_METRICS)
+@pytest.mark.parametrize("metric", oracle.MASK_METRICS)
 def test_skip_nonfinite_counts_a_mask_gradient_as_zero(device, metric):
     weight = torch.tensor([[torch.inf, 1.0, 1.0, 2.0]], device=device)
     score = torch.full((1, 2), 5.0, device=device)
@@ -306,7 +303,7 @@ def test_any_grid(device, data):
     n, m, rows, cols = (data.draw(small) for _ in range(4))
     block = (data.draw(st.sampled_from([n, -1])), data.draw(st.sampled_from([m, -1])))
     shape = (n * rows, m * cols, *data.draw(st.lists(st.integers(1, 4), max_size=2)))
-    metric = data.draw(st.sampled_from(ENTRY_METRICS + MASK_METRICS))
+    metric = data.draw(st.sampled_from((*oracle.METRICS, *oracle.MASK_METRICS)))
     reduce = data.draw(st.sampled_from(["mean", "sum", "max"]))
     check_blocks(device, *arrays(shape, block), block=block, metric=metric, reduce=reduce, alpha=0.9)
 

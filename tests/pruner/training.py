@@ -2,6 +2,7 @@
 
 import torch
 from modules import Conv1D
+from oracle import as_blocks
 from torch import nn
 
 
@@ -60,12 +61,9 @@ def weights(model):
 
 
 def blocks_of(x, block):
-    """NumPy array (R/N, C/M, N*M) of the blocks of an out x in or conv weight; conv rows have channels innermost."""
-    x = x.detach().float().numpy()
-    matrix = x.reshape(x.shape[0], -1) if x.ndim == 2 else x.transpose(0, 2, 3, 1).reshape(x.shape[0], -1)
-    n, m = (matrix.shape[i] if b == -1 else b for i, b in enumerate(block))
-    r, c = matrix.shape
-    return matrix.reshape(r // n, n, c // m, m).transpose(0, 2, 1, 3).reshape(r // n, c // m, n * m)
+    """NumPy array (R/N, C/M, N*M) of the blocks of an out x in or conv weight."""
+    blocks = as_blocks(x.detach().float().numpy(), block).transpose(0, 2, 1, 3)
+    return blocks.reshape(*blocks.shape[:2], -1)
 
 
 def same_state(first, second):
