@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layers import Patterns, PrunableLayer, find_layers
+from .layers import Patterns, PrunableLayer, find_layers, stores_in_by_out, unlayered_weights, unwrapped
 from .patterns import Pattern, parse_pattern
 from .pruning import divisible_layers, layer_reports
 from .report import LayerMasks, PruneReport
 from .selection import apply_masks, check_limits, select_masks
+
+#: Arguments of blocks that carry a cache of keys and values, which the second run of a block would find filled.
+_CACHE = {"past_key_values", "past_key_value", "layer_past", "use_cache"}
 
 
 def calibrate(
@@ -26,10 +29,12 @@ def calibrate(
     input_norms=norms)`` prunes at any sparsity and pattern, without another pass.
 
     Args:
-        model: any module; it is run in evaluation mode.
+        model: any module; it is run in evaluation mode, without a cache of keys and values. What ``torch.compile`` or
+            data-parallel wrappers made is unwrapped.
         batches: what the model is called with: tensors, tuples of arguments, or mappings of keyword arguments.
             Each token counts, padding too.
-        include, exclude: which layers, see :func:`pruneops.layers.find_layers`. Convolutions are left out.
+        include, exclude: which layers, see :func:`pruneops.layers.find_layers`. Convolutions and embeddings are left
+            out.
 
     Returns:
         Layer name -> float32 tensor of shape (in,): the L2 norm of each input channel over all tokens.
@@ -42,7 +47,8 @@ def calibrate(
         >>> calibrate(model, [torch.tensor([[3.0, 1.0]]), torch.tensor([[4.0, 0.0]])])
         {'0': tensor([5., 1.])}
     """
-    layers = _linear_layers(model, include, exclude)
+    model = unwrapped(model)
+    layers = _linear_layers(model, include, exclude, "calibrate")
     with _evaluating(model), _Norms(model, layers) as norms:
         if not sum(1 for batch in batches for _ in [_call(model, batch)]):
             raise ValueError("calibrate: there are no batches")
@@ -67,13 +73,15 @@ def wanda(
     activations only the inputs of one block are held, for all batches. Layers outside of the blocks stay as they are.
 
     Args:
-        model: a model that is a chain of blocks, such as the decoder layers of a language model.
+        model: a model that is a chain of blocks, such as the decoder layers of a language model; run and unwrapped as
+            in :func:`calibrate`.
         batches: as in :func:`calibrate`; they are gone through once.
         sparsity: share to prune of each row or layer; None for an N:M pattern, which gives it.
         pattern: see :func:`pruneops.parse_pattern`.
         scope: ``row`` (each output channel, as published) or ``local`` (each layer).
         blocks: name of the ``nn.ModuleList`` of blocks; by default the one with the most weights in it.
-        include, exclude: which layers, see :func:`pruneops.layers.find_layers`. Convolutions are left out.
+        include, exclude: which layers, see :func:`pruneops.layers.find_layers`. Convolutions and embeddings are left
+            out.
         on_indivisible: a layer that the pattern does not divide: ``skip`` or ``error``.
 
     Returns:
@@ -89,9 +97,9 @@ def wanda(
     if scope not in ("row", "local"):
         raise ValueError(f"wanda: scope must be 'row' or 'local', got {scope!r}")
     form = parse_pattern(pattern)
+    model = unwrapped(model)
     name, chain = _find_blocks(model, blocks)
-    inside = {id(p) for block in chain for p in block.parameters()}
-    found = [x for x in _linear_layers(model, include, exclude) if id(x.parameter) in inside]
+    found = _inside(name, chain, _linear_layers(model, include, exclude, "wanda"))
     layers, skipped = divisible_layers(found, form, on_indivisible, "wanda")
     check_limits({x.name: x.weight.shape for x in layers}, sparsity=sparsity, pattern=form, scope=scope)
     masks: dict[str, Tensor] = {}
@@ -120,6 +128,7 @@ def wanda(
         seconds={},
         skipped=tuple(skipped),
         masks=LayerMasks(layers, masks, form),
+        unlayered=unlayered_weights(model),
     )
 
 
@@ -134,7 +143,7 @@ class _Norms:
         # A shared weight gets the inputs of all modules that use it.
         self._modules = [
             (module, names[id(module.weight)])
-            for module in model.modules()
+            for module in _linear_modules(model)
             if id(module._parameters.get("weight")) in names
         ]
 
@@ -196,7 +205,8 @@ class _Recorder:
                 )
             if i == 0:
                 call.hidden = hidden
-            rest = {key: value for key, value in kwargs.items() if args or key != "hidden_states"}
+            used = _CACHE if args else _CACHE | {"hidden_states"}
+            rest = {key: value for key, value in kwargs.items() if key not in used}
             call.arguments.append((args[1:], rest))
 
         return note
@@ -234,35 +244,63 @@ def _find_blocks(model: nn.Module, name: str | None) -> tuple[str, list[nn.Modul
     return name, list(lists[name])
 
 
-def _linear_layers(model: nn.Module, include: Patterns, exclude: Patterns) -> list[PrunableLayer]:
-    layers = [layer for layer in find_layers(model, include, exclude) if layer.parameter.dim() == 2]
+def _linear_modules(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear) or stores_in_by_out(module)]
+
+
+def _linear_layers(model: nn.Module, include: Patterns, exclude: Patterns, caller: str) -> list[PrunableLayer]:
+    linear = {id(module._parameters.get("weight")) for module in _linear_modules(model)}
+    found = find_layers(model, include, exclude)
+    layers = [layer for layer in found if id(layer.parameter) in linear]
     if not layers:
-        raise ValueError("calibrate: the model has no linear layer to prune")
+        listed = ", ".join(layer.name for layer in found)
+        raise ValueError(f"{caller}: no layer is left to prune: none of these is linear: {listed}")
     return layers
+
+
+def _inside(name: str, chain: list[nn.Module], layers: list[PrunableLayer]) -> list[PrunableLayer]:
+    """The layers that lie in the blocks."""
+    inside = {id(p) for block in chain for p in block.parameters()}
+    found = [layer for layer in layers if id(layer.parameter) in inside]
+    if not found:
+        listed = ", ".join(layer.name for layer in layers)
+        raise ValueError(f"wanda: no layer is left to prune: none of these lies in the blocks {name!r}: {listed}")
+    return found
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients and no cache of keys and values, which a second run would extend."""
     training = {module: module.training for module in model.modules()}
-    config: Any = getattr(model, "config", None)
-    caches = getattr(config, "use_cache", None)
+    caching = [(config, config.use_cache) for config in _configs(model) if getattr(config, "use_cache", None)]
     model.eval()
     try:
-        if caches:
+        for config, _ in caching:
             config.use_cache = False
         with torch.no_grad():
             yield
     finally:
-        if caches:
+        for config, caches in caching:
             config.use_cache = caches
         for module, mode in training.items():
             module.training = mode
 
 
+def _configs(model: nn.Module) -> list[Any]:
+    """The configurations of all modules, with those in them: parts of a model, such as a decoder, have their own."""
+    found: dict[int, Any] = {}
+    todo = [module.config for module in model.modules() if hasattr(module, "config")]
+    while todo:
+        config = todo.pop()
+        if id(config) not in found and hasattr(config, "to_dict"):
+            found[id(config)] = config
+            todo += vars(config).values()
+    return list(found.values())
+
+
 def _call(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
-        return model(**batch)
+        return model(**{key: value for key, value in batch.items() if key != "use_cache"})
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
 
 

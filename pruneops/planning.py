@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 from ._library import packed_size
 from .checkpoint import FLOATING, Checkpoint
-from .layers import NameFilter, Patterns, is_head
+from .layers import NameFilter, Patterns, excluded_by_default
 from .patterns import Pattern, parse_pattern
 from .selection import SCOPES
-
-_EMBEDDINGS = {"relative_attention_bias", "shared", "wpe", "wte"}
 
 
 def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts ``layer.9`` before ``layer.10``."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
-
-
-def excluded_by_default(module: str) -> bool:
-    """Whether the name of a module says that its weight is an embedding, a norm or an output head.
-
-    A checkpoint has only names. An embedding has ``embed`` somewhere in its dotted name, or ends in ``wte``, ``wpe``,
-    ``shared`` or ``relative_attention_bias``; a norm has ``norm`` in its last component or starts it with ``ln``;
-    a head is what :func:`pruneops.layers.is_head` says, ``cls.predictions.decoder``, or a bare ``output``.
-
-    Example:
-        >>> [excluded_by_default(name) for name in ("model.embed_tokens", "h.0.ln_1", "lm_head", "h.0.mlp.c_fc")]
-        [True, True, True, False]
-    """
-    last = module.lower().split(".")[-1]
-    is_embedding = "embed" in module.lower() or last in _EMBEDDINGS
-    is_norm = "norm" in last or last.startswith("ln")
-    return (
-        is_embedding or is_norm or is_head(module) or module == "output" or module.endswith("cls.predictions.decoder")
-    )
 
 
 @dataclass(frozen=True)
@@ -102,8 +80,8 @@ def make_plan(
         pattern: see :func:`pruneops.parse_pattern`.
         scope: ``global``, ``local`` or ``row``.
         include: names to prune, with or without ``.weight``: globs, or ``re:`` and a regular expression found
-            anywhere in the name; one or a sequence. None is all that :func:`excluded_by_default` leaves; what is
-            named here is pruned even if it is one of those.
+            anywhere in the name; one or a sequence. None is all that is not excluded by default (see
+            :func:`pruneops.layers.excluded_by_default`); what is named here is pruned even if it is.
         exclude: names not to prune, in the same form; stronger than ``include``.
         on_indivisible: ``skip`` or ``error``, where the pattern does not divide a tensor.
 
@@ -118,7 +96,7 @@ def make_plan(
         if value not in allowed:
             raise ValueError(f"{what} must be one of {', '.join(allowed)}, got {value!r}")
     weights = sorted((name for name in checkpoint.tensors if _is_matrix_weight(checkpoint, name)), key=natural)
-    chosen = NameFilter(include, exclude, _known(weights), _known(checkpoint.tensors))
+    chosen = NameFilter(include, exclude, *([_module(name) for name in x] for x in (weights, checkpoint.tensors)))
     names, skipped = [], {}
     for name in weights:
         if reason := _why_not(checkpoint, name, chosen):
@@ -140,15 +118,12 @@ def _is_matrix_weight(checkpoint: Checkpoint, name: str) -> bool:
     return name.endswith(".weight") and len(info.shape) > 1 and info.numel > 0
 
 
-def _known(names: Iterable[str]) -> list[str]:
-    """The module names, and the full ones: a pattern may use either."""
-    return [form for name in names for form in (name.removesuffix(".weight"), name)]
+def _module(name: str) -> str:
+    return name.removesuffix(".weight")
 
 
 def _why_not(checkpoint: Checkpoint, name: str, chosen: NameFilter) -> str | None:
     """Why a weight is not to be pruned, or None."""
-    protected = excluded_by_default(name.removesuffix(".weight"))
     dtype = checkpoint.tensors[name].dtype
-    if not chosen.selects(_known([name]), by_default=not protected):
-        return "embedding, norm or head" if protected else "not selected by name"
-    return None if dtype in FLOATING else f"dtype {dtype}"
+    reason = chosen.why_not([_module(name)], excluded_by_default(_module(name), checkpoint.tensors))
+    return reason or (None if dtype in FLOATING else f"dtype {dtype}")

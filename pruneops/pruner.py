@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import ops
-from .groups import LayerGroup
-from .layers import Patterns, PrunableLayer, find_layers
+from .groups import FixedGroup, LayerGroup
+from .layers import Patterns, PrunableLayer, find_layers, unlayered_weights, unwrapped
 from .patterns import Pattern, parse_pattern
 from .pruning import divisible_layers, layer_reports
 from .recipe import Rule, make_rules, read_recipe, renamed
 from .report import LayerMasks, PruneReport
 
 _ENTRIES = parse_pattern("1x1")
+_BY_HAND = (
+    "With several optimizers give none, and call on_before_optimizer_step() before the first one's step and "
+    "on_after_optimizer_step() after the last one's"
+)
 
 
 class Pruner:
@@ -39,6 +44,10 @@ class Pruner:
 
     Masks only grow, unless ``regrow``. They take one bit per weight; scores take 4 bytes per weight (2 with
     ``low_memory_usage``), or per block where the pattern has blocks.
+
+    A gradient that is missing in a step, as that of an expert to which nothing was routed, counts as zeros. A weight
+    that is replaced in its module, as by ``load_state_dict(assign=True)``, is followed. A pruner that is copied or
+    pickled together with its model and optimizer prunes the copies.
 
     Args:
         model: the module to prune, on one device. What ``torch.compile`` or data-parallel wrappers made is unwrapped.
@@ -59,7 +68,8 @@ class Pruner:
         step: optimizer steps so far.
 
     Raises:
-        ValueError: a setting is out of range, nothing is left to prune, or the optimizer does not hold a weight.
+        ValueError: a setting is unknown or out of range, nothing is left to prune, the optimizer does not hold a
+            weight, or the criterion reads the gradient of a frozen one.
         TypeError: an argument is not of the kind named above.
 
     Example:
@@ -103,23 +113,30 @@ class Pruner:
             "criterion": criterion, "pattern": pattern, "sparsity": sparsity, "scope": scope, "schedule": schedule,
             "start_step": start_step, "end_step": end_step, "frequency": frequency, "include": include,
             "exclude": exclude, "initial_sparsity": initial_sparsity, "min_sparsity": min_sparsity,
-            "max_sparsity": max_sparsity, "criterion_config": criterion_config or {},
+            "max_sparsity": max_sparsity, "criterion_config": criterion_config,
         }  # fmt: skip
         model = unwrapped(model)
+        groups, skipped = _make_groups(model, make_rules(settings, rules), on_indivisible, regrow)
+        self._skipped, self._unlayered = tuple(skipped), unlayered_weights(model)
+        self._start(optimizer, groups, mask_gradients, mask_optimizer_state)
+
+    def _start(
+        self,
+        optimizer: Optimizer | None,
+        groups: list[LayerGroup],
+        mask_gradients: bool,
+        mask_optimizer_state: bool,
+    ) -> None:
         self.step = 0
         self.mask_gradients = mask_gradients
         self.mask_optimizer_state = mask_optimizer_state
-        self._skipped: list[str] = []
-        self._groups = self._make_groups(model, make_rules(settings, rules), on_indivisible, regrow)
+        self._groups = groups
         self._optimizer = optimizer if optimizer is None else _innermost(optimizer)
         self._begun = False
         self._handles: list[Any] = []
         if self._optimizer is not None:
             self._check_held(self._optimizer)
-            self._handles = [
-                self._optimizer.register_step_pre_hook(self._before_step),
-                self._optimizer.register_step_post_hook(self._after_step),
-            ]
+            self._hook(self._optimizer)
 
     @classmethod
     def from_recipe(
@@ -135,6 +152,66 @@ class Pruner:
         content = recipe if isinstance(recipe, Mapping) else read_recipe(recipe)
         return cls(model, optimizer, **(renamed(content) | settings))
 
+    @classmethod
+    def from_masks(
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer | None,
+        masks: Mapping[str, Tensor] | None = None,
+        *,
+        mask_gradients: bool = False,
+        mask_optimizer_state: bool = False,
+    ) -> Pruner:
+        """A pruner that keeps given masks while the model is trained on: nothing is scored, no mask changes.
+
+        The pruned weights are zero from now on, and after each step of the optimizer.
+
+        Args:
+            model, optimizer, mask_gradients, mask_optimizer_state: as in the constructor.
+            masks: layer name -> bool mask in the shape of the stored weight, True = keep, such as ``report.masks`` of
+                :func:`pruneops.prune` or what :func:`pruneops.mask_files.load_masks` returns. None is the zeros that
+                are there in the layers that are pruned by default.
+
+        Raises:
+            ValueError: a name is none of a layer, a mask has not the shape of its weight, or all is pruned; nothing
+                is changed.
+            TypeError: a mask is not a bool tensor.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+            >>> masks = pruneops.prune(model, 0.5, pattern="2:4").masks
+            >>> optimizer = torch.optim.AdamW(model.parameters())
+            >>> pruner = Pruner.from_masks(model, optimizer, masks)
+            >>> model(torch.randn(2, 8)).square().sum().backward()
+            >>> optimizer.step()
+            >>> [bool((layer.weight[~masks[name]] == 0).all()) for name, layer in model.named_children()]
+            [True, True]
+        """
+        model = unwrapped(model)
+        layers = find_layers(model, None if masks is None else [escape(name) for name in masks], stacked=True)
+        if masks is None:
+            masks = {layer.name: layer.as_stored(layer.weight) != 0 for layer in layers}
+        if odd := sorted(masks.keys() - {layer.name for layer in layers}):
+            raise ValueError(
+                f"Pruner.from_masks: masks[{odd[0]!r}] must have the name of its layer, that of the first module which "
+                "holds the weight"
+            )
+        pruner = cls.__new__(cls)
+        pruner._skipped, pruner._unlayered = (), unlayered_weights(model, stacked=True)
+        pruner._start(optimizer, [FixedGroup(layers, model, masks)], mask_gradients, mask_optimizer_state)
+        pruner.apply_masks()
+        return pruner
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handles": bool(self._handles)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Optimizers drop their hooks when they are copied or pickled.
+        hooked = state.pop("_handles")
+        self.__dict__.update(state, _handles=[])
+        if hooked:
+            self._hook(state["_optimizer"])
+
     @property
     def layers(self) -> list[PrunableLayer]:
         """The layers that are pruned, group by group."""
@@ -142,7 +219,7 @@ class Pruner:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Name -> bool mask of the entries in the shape of the stored parameter, True = keep; made anew each time."""
+        """Name -> bool mask of the entries in the shape in which they are stored, True = keep; made anew each time."""
         return {layer.name: group.entry_mask(layer) for group in self._groups for layer in group.layers}
 
     @property
@@ -154,9 +231,9 @@ class Pruner:
         """Begin a step; between two optimizer steps only the first call counts. Without one it is implied."""
         if self._begun:
             return
-        self._begun = True
         for group in self._groups:
             group.begin(self.step + 1)
+        self._begun = True
 
     def on_before_optimizer_step(self, grad_scale: Tensor | None = None, found_inf: Tensor | None = None) -> None:
         """Score, and select masks where the schedule asks for it; to call between backward and optimizer step.
@@ -166,7 +243,8 @@ class Pruner:
             found_inf: one float32 element; not 0 after an overflow.
 
         Raises:
-            ValueError: a gradient that the criterion reads is missing; the message names it.
+            ValueError: masks are due, and a layer has never had the gradient that the criterion reads; or a weight
+                has been frozen, or replaced by what its mask does not fit. The message names it.
         """
         self.on_step_begin()
         step = self.step + 1
@@ -174,6 +252,8 @@ class Pruner:
         # Only a step with a selection waits for the device.
         if due and found_inf is not None and found_inf.item():
             return
+        for group in self._groups:
+            group.check_gradients(step)
         for group in self._groups:
             group.score(step, grad_scale, found_inf)
         for group in due:
@@ -208,7 +288,7 @@ class Pruner:
         self.remove_hooks()
         self.apply_masks()
         for group in self._groups:
-            if group.reached != group.schedule.sparsity:
+            if not group.ended:
                 warnings.warn(
                     f"Pruner: detached after step {self.step} of {group.schedule.end_step}, at the scheduled sparsity "
                     f"{group.reached or 0.0:.4g} instead of {group.schedule.sparsity:.4g}",
@@ -220,16 +300,17 @@ class Pruner:
     def report(self) -> PruneReport:
         """Counts per layer and in total, as they are now, and the masks."""
         rules = [group.rule for group in self._groups]
-        masks = self.masks
-        as_seen = {layer.name: layer.as_stored(masks[layer.name]) for layer in self.layers}
+        layers, masks = self.layers, self.masks
+        as_seen = {layer.name: layer.as_stored(masks[layer.name]) for layer in layers}
         return PruneReport(
-            layers=layer_reports(self.layers, masks),
+            layers=layer_reports(layers, masks),
             criterion=_joined(rule.criterion for rule in rules),
             pattern=_joined(group.pattern.spec for group in self._groups),
             scope=_joined(rule.scope for rule in rules),
             seconds={},
-            skipped=tuple(self._skipped),
-            masks=LayerMasks(self.layers, as_seen, _ENTRIES),
+            skipped=self._skipped,
+            masks=LayerMasks(layers, as_seen, _ENTRIES),
+            unlayered=self._unlayered,
         )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -248,7 +329,8 @@ class Pruner:
         """Go on from where :meth:`state_dict` was taken; the model and its optimizer are loaded by their owner.
 
         Raises:
-            ValueError: it belongs to other layers or other settings; nothing is changed.
+            ValueError: it belongs to other layers or other settings, or to masks of a higher sparsity than that of
+                the end here, which would have to shrink; nothing is changed.
         """
         known = {"step", "reached"}
         if missing := sorted(known - state.keys()):
@@ -258,7 +340,7 @@ class Pruner:
             raise ValueError(
                 f"load_state_dict: the state has {len(reached)} groups of layers, here {len(self._groups)}"
             )
-        read = [group.read_state(state) for group in self._groups]
+        read = [group.read_state(state, target) for group, target in zip(self._groups, reached, strict=True)]
         if odd := sorted(state.keys() - known.union(*(keys for _, keys in read))):
             raise ValueError(f"load_state_dict: the state has entries for other layers or settings: {', '.join(odd)}")
         for group, (sections, _), target in zip(self._groups, read, reached, strict=True):
@@ -266,32 +348,21 @@ class Pruner:
         self.step = int(state["step"])
         self._begun = False
 
-    def _make_groups(self, model: nn.Module, rules: list[Rule], on_indivisible: str, regrow: bool) -> list[LayerGroup]:
-        groups: list[LayerGroup] = []
-        taken: set[int] = set()
-        for rule in rules:
-            found = [x for x in find_layers(model, rule.include, rule.exclude) if id(x.parameter) not in taken]
-            form = parse_pattern(rule.pattern)
-            layers, skipped = divisible_layers(found, form, on_indivisible, "Pruner")
-            # A layer that its rule had to skip is not left to the next one.
-            taken.update(id(layer.parameter) for layer in found)
-            self._skipped += skipped
-            modules = {layer.name: model.get_submodule(layer.name) for layer in layers}
-            groups.append(LayerGroup(rule, layers, modules, regrow))
-        return groups
+    def _hook(self, optimizer: Optimizer) -> None:
+        self._handles = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
 
     def _check_held(self, optimizer: Optimizer) -> None:
-        """Each pruned weight that is trained is a parameter of the optimizer, and an ordinary tensor."""
+        """Each pruned weight that is trained is a parameter of the optimizer."""
         held = {id(x) for group in optimizer.param_groups for x in group["params"]}
         for layer in self.layers:
-            if type(layer.parameter.data) is not Tensor:
-                kind = type(layer.parameter.data).__name__
-                raise ValueError(f"Pruner: the weight of {layer.name!r} is a {kind}; sharded weights are not supported")
             if layer.parameter.requires_grad and id(layer.parameter) not in held:
                 raise ValueError(
                     f"Pruner: the optimizer does not hold the weight of {layer.name!r}. Frameworks that train copies "
                     "of the weights (DeepSpeed, FSDP with flat parameters) hide the gradients; give the optimizer the "
-                    "model's own parameters, or exclude the layer"
+                    f"model's own parameters, or exclude the layer. {_BY_HAND}"
                 )
 
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -321,23 +392,30 @@ class Pruner:
         for group in self._groups:
             # There are no masks before the first selection.
             for layer, mask in zip(group.layers, group.stored_masks, strict=bool(group.stored_masks)):
-                found = [x.detach() for x in tensors_of(layer.parameter) if x is not None]
+                stored = [x.detach() for x in tensors_of(layer.parameter) if x is not None]
+                found = stored if layer.index is None else [x[layer.index] for x in stored]
                 tensors += found
                 masks += [mask] * len(found)
         if tensors:
             ops.apply_masks_(tensors, masks)
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside the wrappers of ``torch.compile`` and of data parallelism."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if isinstance(model, wrappers):
-            model = model.module
-        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        else:
-            return model
+def _make_groups(
+    model: nn.Module, rules: list[Rule], on_indivisible: str, regrow: bool
+) -> tuple[list[LayerGroup], list[str]]:
+    """A group for each rule, and the names of the layers that its pattern does not divide."""
+    groups: list[LayerGroup] = []
+    skipped: list[str] = []
+    taken: set[int] = set()
+    for rule in rules:
+        found = [x for x in find_layers(model, rule.include, rule.exclude) if id(x.parameter) not in taken]
+        form = parse_pattern(rule.pattern)
+        layers, odd = divisible_layers(found, form, on_indivisible, "Pruner")
+        # A layer that its rule had to skip is not left to the next one.
+        taken.update(id(layer.parameter) for layer in found)
+        skipped += odd
+        groups.append(LayerGroup(rule, layers, model, regrow))
+    return groups, skipped
 
 
 def _innermost(optimizer: Any) -> Optimizer:
@@ -345,7 +423,7 @@ def _innermost(optimizer: Any) -> Optimizer:
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}. {_BY_HAND}")
     return optimizer
 
 

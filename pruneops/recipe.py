@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ class Rule:
             but the default excludes. In a recipe also ``targets``.
         exclude: the same of modules to leave alone. In a recipe also ``ignore``.
         criterion: a registered criterion; see :mod:`pruneops.criteria`.
-        criterion_config: its other settings: ``alpha``, ``beta``, ``criterion_reduce_type``, ``low_memory_usage``.
+        criterion_config: its other settings: ``criterion_reduce_type``, ``low_memory_usage``, ``alpha`` and ``beta``
+            of those with momentum, and what a criterion of one's own names in ``known_settings``.
         pattern: see :func:`pruneops.parse_pattern`.
         sparsity: share to prune; None is what an N:M pattern gives, and 0.8 for the others.
         scope: ``global`` (over the group), ``local`` or ``row``.
@@ -45,7 +47,7 @@ class Rule:
     include: Patterns = None
     exclude: Patterns = None
     criterion: str = "snip_momentum"
-    criterion_config: Mapping[str, Any] = field(default_factory=dict)
+    criterion_config: Mapping[str, Any] | None = None
     pattern: str | Pattern = "4x1"
     sparsity: float | None = None
     scope: str = "global"
@@ -65,6 +67,11 @@ class Rule:
         """
         if self.end_step is None:
             raise ValueError("end_step is missing: the optimizer step after which the sparsity is reached")
+        for name in ("sparsity", "initial_sparsity", "min_sparsity", "max_sparsity"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Real):
+                # YAML reads 8e-1 as text: the value says what the type alone does not.
+                raise TypeError(f"{name} must be a number, got {value!r}")
         is_nm = parse_pattern(self.pattern).nm is not None
         sparsity = DEFAULT_SPARSITY if self.sparsity is None and not is_nm else self.sparsity
         reach = check_limits(
@@ -110,20 +117,24 @@ def _named(settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     if not isinstance(settings, Mapping):
         raise TypeError(f"{where} must map names to settings, got {type(settings).__name__}")
     known = {item.name for item in fields(Rule)}
+    if odd := [key for key in settings if _ALIASES.get(key, key) not in known]:
+        raise ValueError(f"{where} has an unknown setting {odd[0]!r}; known are {', '.join(sorted(known))}")
+    return renamed(settings, where)
+
+
+def renamed(settings: Mapping[str, Any], where: str = "the recipe") -> dict[str, Any]:
+    """Settings under this library's names: ``targets`` is ``include``, ``ignore`` is ``exclude``.
+
+    Raises:
+        ValueError: a setting is there under both names; the message begins with ``where``.
+    """
     found: dict[str, Any] = {}
     for key, value in settings.items():
         name = _ALIASES.get(key, key)
-        if name not in known:
-            raise ValueError(f"{where} has an unknown setting {key!r}; known are {', '.join(sorted(known))}")
         if name in found:
             raise ValueError(f"{where} says {name!r} twice: {key!r} is another name of it")
         found[name] = value
     return found
-
-
-def renamed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under this library's names: ``targets`` is ``include``, ``ignore`` is ``exclude``."""
-    return {_ALIASES.get(name, name): value for name, value in settings.items()}
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
@@ -23,8 +23,8 @@ class LayerReport:
     """One pruned layer.
 
     Attributes:
-        name: the module's name.
-        shape: the parameter's shape, as it is stored.
+        name: that of :class:`pruneops.layers.PrunableLayer`.
+        shape: the matrix's shape, as it is stored.
         total: its entries.
         kept: how many of them are kept.
     """
@@ -41,7 +41,7 @@ class LayerReport:
 
 
 class LayerMasks(Mapping[str, Tensor]):
-    """Element masks by layer name, in the shape of the stored parameter; True = keep.
+    """Element masks by layer name, in the shape of the stored matrix; True = keep.
 
     Block masks are expanded when they are asked for; until then there is one entry per block.
 
@@ -73,12 +73,14 @@ class PruneReport:
     """The result of :func:`pruneops.prune`; prints as a table.
 
     Attributes:
-        layers: one entry per pruned parameter, in the model's order.
+        layers: one entry per pruned matrix, in the model's order.
         criterion, pattern, scope: what was asked for.
         seconds: ``score``, ``select`` and ``apply``, in seconds. A score that is computed on the fly counts as
             selection.
         skipped: names of the layers that the pattern does not divide.
-        masks: name -> element mask in the parameter's shape; ``masks.units`` holds one entry per block.
+        masks: name -> element mask in the stored shape; ``masks.units`` holds one entry per block.
+        unlayered: parameters of two or more dimensions that are no layer, and were not looked at -> their shares of
+            the model's weights; see :func:`pruneops.layers.unlayered_weights`.
 
     Example:
         >>> report = pruneops.prune(nn.Sequential(nn.Linear(8, 8)), 0.5, include="*")
@@ -93,6 +95,7 @@ class PruneReport:
     seconds: dict[str, float]
     skipped: tuple[str, ...]
     masks: LayerMasks
+    unlayered: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -119,6 +122,7 @@ class PruneReport:
             **counts,
             "seconds": self.seconds,
             "skipped": list(self.skipped),
+            "unlayered": dict(self.unlayered),
             "layers": [
                 {"name": x.name, "shape": list(x.shape), "total": x.total, "kept": x.kept, "sparsity": x.sparsity}
                 for x in self.layers
@@ -130,10 +134,8 @@ class PruneReport:
         return json.dumps(self.to_dict(), indent=indent)
 
     def __rich__(self) -> Table:
-        times = ", ".join(f"{step} {seconds:.3g} s" for step, seconds in self.seconds.items())
-        caption = times + (f"\nskipped {len(self.skipped)} that the pattern does not divide" if self.skipped else "")
         title = f"{self.criterion}, pattern {self.pattern}, scope {self.scope}"
-        table = Table("layer", title=title, caption=caption, show_footer=True)
+        table = Table("layer", title=title, caption="\n".join(self._notes()), show_footer=True)
         table.columns[0].footer = f"total of {len(self.layers)} layers"
         table.add_column("shape", justify="right")
         table.add_column("kept", f"{self.kept:,}", justify="right")
@@ -143,6 +145,16 @@ class PruneReport:
             shape = " x ".join(map(str, x.shape))
             table.add_row(escape(x.name) or "(model)", shape, f"{x.kept:,}", f"{x.total:,}", f"{x.sparsity:.2%}")
         return table
+
+    def _notes(self) -> Iterator[str]:
+        """The lines below the table."""
+        if self.seconds:
+            yield ", ".join(f"{step} {seconds:.3g} s" for step, seconds in self.seconds.items())
+        if self.skipped:
+            yield f"skipped {len(self.skipped)} that the pattern does not divide"
+        if self.unlayered:
+            listed = ", ".join(f"{escape(name)} {share:.1%}" for name, share in self.unlayered.items())
+            yield f"in parameters of no layer, and as they were: {sum(self.unlayered.values()):.1%} ({listed})"
 
     def __str__(self) -> str:
         text = StringIO()

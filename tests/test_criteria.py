@@ -1,6 +1,7 @@
 """Criteria against the eager formulas of Intel Neural Compressor, written out here step by step."""
 
 import io
+import pickle
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from modules import Conv1D
+from oracle import as_blocks
 from torch import nn
 
-from pruneops import CRITERIA, PruningCriterion, get_criterion, register_criterion
+from pruneops import CRITERIA, PruningCriterion, criterion_from_metric, get_criterion, register_criterion
 
 ELEMENT = ("magnitude", "gradient", "snip", "snip_momentum")
 BLOCK = ("snip_momentum_block", "retrain_free")
@@ -58,12 +60,6 @@ def eager(name, score, w, g, alpha=0.9, beta=1.0):
     if name == "snip":
         return torch.abs(w * g)
     return score * alpha + beta * torch.abs(w * g)
-
-
-def as_blocks(x, block):
-    """(out, in, k...) in NumPy as (R/N, N, C/M, M), the input channels innermost."""
-    matrix = np.moveaxis(x, 1, -1).reshape(x.shape[0], -1)
-    return matrix.reshape(matrix.shape[0] // block[0], block[0], -1, block[1])
 
 
 def out_by_in(name, x):
@@ -383,6 +379,143 @@ def test_registered_criterion(modules):
         del CRITERIA["test_taylor"]
 
 
+@pytest.mark.parametrize("name", ["snip", "snip_momentum", *BLOCK])
+def test_a_missing_gradient_counts_as_zeros_where_that_is_asked_for(name, modules):
+    del modules["tensor"]
+    config = {"criterion_type": name, "missing_is_zero": True, "collect_grads": False}
+    lenient, other = get_criterion(config, modules), get_criterion(config, modules)
+    for seed in range(3):
+        train_step(modules, seed)
+        modules["gpt"].weight.grad = None
+        step(lenient)
+        modules["gpt"].weight.grad = torch.zeros_like(modules["gpt"].weight)
+        step(other)
+    assert all(torch.equal(score, other.scores[key]) for key, score in lenient.scores.items())
+    assert lenient.scores["fc"].any()
+    modules["gpt"].weight.requires_grad_(False)
+    modules["gpt"].weight.grad = None
+    with pytest.raises(ValueError, match=r"'gpt\.weight', which is frozen"):
+        lenient.on_before_optimizer_step()
+
+
+def test_scores_of_entries_are_loaded_where_others_have_blocks(modules):
+    """By a class that assigns its scores; what is there already says which shape it has."""
+    config = {"criterion_type": "snip", "block_scores": True}
+    del modules["tensor"]
+    entries = {key: torch.rand_like(module.weight) for key, module in modules.items()}
+    criterion = get_criterion(config, modules)
+    criterion.load_state_dict({"scores": entries})
+    assert all(torch.equal(criterion.scores[key], score) for key, score in entries.items())
+    train_step(modules, 0)
+    blocks = get_criterion(config, modules)
+    step(blocks)
+    with pytest.raises(ValueError, match=re.escape("score 'fc' has shape [8, 12], here [2, 12]")):
+        blocks.load_state_dict({"scores": entries})
+    with pytest.raises(ValueError, match=re.escape("score 'fc' has shape [2, 12], here [8, 12]")):
+        criterion.load_state_dict(blocks.state_dict())
+
+
+class TestAsInNeuralCompressor:
+    """Its calls, names and constructors, without it."""
+
+    def pattern(self, **blocks):
+        """What its block patterns from 2.3 on have, as far as criteria read it."""
+        return SimpleNamespace(
+            block_size={key: list(x) for key, x in blocks.items()}, keep_mask_layers={}, invalid_layers=[],
+            reduce_score=lambda score, key, force=False: score,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("name", ELEMENT)
+    def test_a_pattern_that_reduces_scores(self, name, modules):
+        modules = {key: modules[key] for key in ("fc", "conv")}
+        config = {"criterion_type": name, "end_step": 5, "low_memory_usage": False, "pattern": "4x1"}
+        criterion = get_criterion(config, modules, self.pattern(fc=(4, 1), conv=(8, 1)))
+        again = get_criterion(config=config, modules=modules, pattern=self.pattern(fc=(4, 1), conv=(8, 1)))
+        train_step(modules, 0)
+        step(criterion)
+        step(again)
+        for key, block in (("fc", 4), ("conv", 8)):
+            w, g = modules[key].weight.detach().double().numpy(), modules[key].weight.grad.double().numpy()
+            value = {"magnitude": np.abs(w), "gradient": np.abs(g)}.get(name, np.abs(w * g))
+            expected = as_blocks(value, (block, 1)).mean((1, 3))
+            np.testing.assert_allclose(criterion.scores[key].numpy(), expected, rtol=1e-5)
+            assert torch.equal(criterion.scores[key], again.scores[key])
+
+    def test_a_pattern_that_does_not(self, modules):
+        criterion = get_criterion({"criterion_type": "snip", "pattern": "2:4"}, modules, SimpleNamespace())
+        train_step(modules, 0)
+        step(criterion)
+        assert torch.equal(criterion.scores["fc"], eager("snip", None, modules["fc"].weight, modules["fc"].weight.grad))
+
+    @pytest.mark.parametrize("name", ["block_mask", "retrain_free"])
+    def test_block_masks(self, name, modules):
+        modules = {"fc": modules["fc"]}
+        masks = {"fc": nn.Parameter(torch.ones(2, 12))}
+        config = {"criterion_type": name, "end_step": 5}
+        criterion = get_criterion(modules=modules, config=config, pattern=self.pattern(fc=(4, 1)), masks=masks)
+        masks["fc"].grad = torch.randn(2, 12)
+        criterion.on_before_optimizer_step(masks)
+        expected = masks["fc"].grad.square() if name == "retrain_free" else masks["fc"].grad.abs()
+        assert torch.equal(criterion.scores["fc"], expected)
+
+    def test_a_framework_by_position_or_name(self, modules):
+        for arguments, names in ((("pytorch",), {}), ((), {"framework": "pytorch"})):
+            assert get_criterion({"criterion_type": "snip"}, modules, *arguments, **names).framework == "pytorch"
+        with pytest.raises(ValueError, match="framework must be 'pytorch', got 'keras'"):
+            get_criterion({"criterion_type": "snip"}, modules, "keras")
+
+    def test_names_of_all_versions(self):
+        assert type(get_criterion({"criterion_type": "block_mask"}, {})) is CRITERIA["snip_momentum_block"]
+        assert "block_mask" not in CRITERIA
+
+    def test_a_module_dict(self, modules):
+        del modules["tensor"]
+        held = nn.ModuleDict(modules)
+        criterion, other = (get_criterion({"criterion_type": "snip_momentum"}, x) for x in (held, modules))
+        train_step(modules, 0)
+        step(criterion)
+        step(other)
+        assert all(torch.equal(score, criterion.scores[key]) for key, score in other.scores.items())
+        criterion.load_state_dict(other.state_dict())
+
+    def test_a_constructor_with_a_pattern(self, modules, monkeypatch):
+        class Own(CRITERIA["snip_momentum"]):
+            def __init__(self, modules, config, pattern):
+                super().__init__(modules, config, pattern)
+
+        monkeypatch.setitem(CRITERIA, "test_own", Own)
+        config = {"criterion_type": "test_own"}
+        assert type(get_criterion(config, modules)) is Own
+        modules = {"fc": modules["fc"]}
+        assert isinstance(get_criterion(config, modules, self.pattern(fc=(4, 1))), Own)
+
+
+class Derived(CRITERIA["snip"]):
+    """A class that pickle finds by itself."""
+
+
+@pytest.mark.parametrize("metric", ["magnitude", "snip", "mask_fisher"])
+def test_criteria_from_a_metric_are_pickled(metric):
+    layer = nn.Linear(8, 8)
+    layer.weight.grad = torch.randn(8, 8)
+    made = criterion_from_metric("test_made", metric=metric, alpha=0.5)
+    try:
+        criterion = made({"fc": layer}, {"alpha": 0.25})
+        step(criterion)
+        loaded = pickle.loads(pickle.dumps(criterion))
+        assert type(loaded) is made
+        loaded.modules["fc"].weight.grad = layer.weight.grad
+        step(criterion)
+        step(loaded)
+        assert torch.equal(criterion.scores["fc"], loaded.scores["fc"])
+        data = pickle.dumps(criterion)
+    finally:
+        del CRITERIA["test_made"]
+    with pytest.raises(AttributeError, match="Can't get attribute 'test_made'"):
+        pickle.loads(data)
+    assert type(pickle.loads(pickle.dumps(Derived({}, {})))) is Derived
+
+
 @pytest.mark.parametrize("name", [*ELEMENT, *BLOCK])
 def test_no_modules(name):
     criterion = get_criterion({"criterion_type": name}, {})
@@ -449,6 +582,15 @@ class TestErrors:
     def test_reduce(self, modules):
         with pytest.raises(ValueError, match="criterion_reduce_type must be mean, sum or max, got 'min'"):
             get_criterion({"criterion_type": "snip", "criterion_reduce_type": "min"}, modules)
+
+    @pytest.mark.parametrize("name", ["snip_momentum", *BLOCK])
+    @pytest.mark.parametrize("factor", ["alpha", "beta"])
+    def test_factors(self, name, factor):
+        message = f"{CRITERIA[name].__name__}: {factor} must be a number, got str"
+        with pytest.raises(TypeError, match=message):
+            get_criterion({"criterion_type": name, factor: "x"}, {})
+        with pytest.raises(TypeError, match=message):
+            CRITERIA[name]({}, {}, **{factor: "x"})
 
     def test_modules(self):
         with pytest.raises(TypeError, match="modules must map names"):

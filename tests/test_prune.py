@@ -331,16 +331,6 @@ class TestIndivisible:
             warnings.simplefilter("error")
             assert prune(model, 0.5, pattern="4x1", exclude="odd", on_indivisible="error").skipped == ()
 
-    @pytest.mark.filterwarnings("ignore:prune. pattern")
-    def test_nothing_left(self):
-        for model in (
-            nn.Sequential(nn.ReLU()),
-            nn.Sequential(nn.Linear(4, 6)),
-            nn.ModuleDict({"lm_head": nn.Linear(4, 4)}),
-        ):
-            with pytest.raises(ValueError, match="no layer is left to prune"):
-                prune(model, 0.5, pattern="4x1")
-
 
 class TestCriteria:
     def test_a_registered_criterion_takes_one_step(self, model):
@@ -371,15 +361,26 @@ class TestCriteria:
         finally:
             del CRITERIA["test_derived"]
 
+    def test_a_registered_criterion_is_made_as_everywhere(self, model):
+        @register_criterion("test_wants_framework")
+        class Wants(CRITERIA["magnitude"]):
+            def __init__(self, modules, config, framework):
+                super().__init__(modules, config, framework)
+
+        try:
+            assert prune(model, 0.5, criterion="test_wants_framework").sparsity == 0.5
+        finally:
+            del CRITERIA["test_wants_framework"]
+
     @pytest.mark.parametrize("criterion", ["gradient", "snip", "snip_momentum"])
     def test_missing_gradient_names_the_parameter(self, model, criterion):
         with_gradients(model)
         before = state(model)
         model.block["mlp"].weight.grad = None
-        with pytest.raises(ValueError, match=r"'block\.mlp\.weight' has none: run a backward pass"):
+        with pytest.raises(ValueError, match=r"the weight of 'block\.mlp' has none: run a backward pass"):
             prune(model, 0.5, criterion=criterion)
         model.block["mlp"].weight.requires_grad_(False)
-        with pytest.raises(ValueError, match=r"'block\.mlp\.weight' has none: it is frozen"):
+        with pytest.raises(ValueError, match=r"the weight of 'block\.mlp' has none: it is frozen"):
             prune(model, 0.5, criterion=criterion)
         assert unchanged(model, before)
 
@@ -403,6 +404,8 @@ class TestCriteria:
         ({"max_sparsity": 0.4}, "outside of min_sparsity=None, max_sparsity=0.4"),
         ({"on_indivisible": "ignore"}, "on_indivisible must be 'skip' or 'error', got 'ignore'"),
         ({"include": "nothing"}, "include pattern 'nothing' matches no layer"),
+        ({"input_norms": {}}, "criterion 'magnitude' does not read input_norms; criterion='wanda' does"),
+        ({"criterion": "snip", "input_norms": {"odd": torch.ones(8)}}, "criterion 'snip' does not read input_norms"),
     ],
 )
 def test_bad_arguments_change_nothing(model, arguments, message):

@@ -7,10 +7,11 @@ call of :func:`pruneops.ops.update_scores_` or :func:`pruneops.ops.update_block_
 from .base import PruningCriterion
 from .block_masks import BlockMaskCriterion, RetrainFreeCriterion, SnipMomentumBlockCriterion
 from .metric import MetricCriterion, criterion_from_metric
-from .registry import CRITERIA, criterion_class, get_criterion, register_criterion
+from .registry import ALIASES, CRITERIA, criterion_class, get_criterion, register_criterion
 from .weights import GradientCriterion, MagnitudeCriterion, MomentumCriterion, SnipCriterion, SnipMomentumCriterion
 
 __all__ = [
+    "ALIASES",
     "CRITERIA",
     "BlockMaskCriterion",
     "GradientCriterion",

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import ops
+from .._checks import Checker
 from ..layers import stores_in_by_out
 from ..patterns import parse_pattern
 
@@ -23,7 +24,8 @@ class PruningCriterion:
     """Base of all criteria: named scores that keep their storage from step to step.
 
     Args:
-        modules: name -> module with a ``weight``, or name -> tensor or parameter. Gradients are their ``grad``.
+        modules: name -> module with a ``weight``, or name -> tensor or parameter; a mapping or an ``nn.ModuleDict``.
+            Gradients are their ``grad``.
         config: mapping, dataclass or object with these settings, all optional:
 
             - ``low_memory_usage``: scores in bfloat16; by default float32 (float64 for float64 weights).
@@ -34,10 +36,13 @@ class PruningCriterion:
             - ``alpha``, ``beta``: of the criteria with momentum.
             - ``collect_grads``: whether ``retrain_free`` keeps the gradients of each step (default), for a
               rearrangement of its masks as Neural Compressor's; a :class:`pruneops.Pruner` never keeps them.
+            - ``missing_is_zero``: a gradient that is missing counts as zeros, as a :class:`pruneops.Pruner` wants it;
+              by default it is an error.
             - ``end_step``: last pruning step; a criterion that reads gradients needs it above 0 where it is given.
         framework: ``pytorch``.
 
     Attributes:
+        known_settings: what a pruner's ``criterion_config`` may hold; a class with settings of its own adds them.
         scores: name -> score; empty before the first step for the criteria without momentum. Higher is kept.
         grad_scale: what the gradients are still multiplied by, as one float32 element; None where they are not
             scaled. Set before a hook is called.
@@ -61,6 +66,7 @@ class PruningCriterion:
         tensor([9., 9.])
     """
 
+    known_settings = frozenset({"criterion_reduce_type", "low_memory_usage"})
     needs_gradient = False
     #: Each step's score is made anew, so that a step after which nothing is selected need not be scored.
     memoryless = False
@@ -70,7 +76,7 @@ class PruningCriterion:
     def __init__(self, modules: Mapping[str, Any], config: Any, framework: str = "pytorch") -> None:
         if framework != "pytorch":
             raise ValueError(f"framework must be 'pytorch', got {framework!r}")
-        if not isinstance(modules, Mapping):
+        if not isinstance(modules, (Mapping, nn.ModuleDict)):
             raise TypeError(f"modules must map names to modules or tensors, got {type(modules).__name__}")
         end_step = setting(config, "end_step", 1)
         if self.needs_gradient and end_step <= 0:
@@ -82,6 +88,7 @@ class PruningCriterion:
         self.grad_scale: Tensor | None = None
         self.found_inf: Tensor | None = None
         self.low_memory_usage = bool(setting(config, "low_memory_usage", False))
+        self.missing_is_zero = bool(setting(config, "missing_is_zero", False))
         self.pattern = parse_pattern(setting(config, "pattern", "4x1"))
         self.reduce = setting(config, "criterion_reduce_type", "mean")
         if self.reduce not in ("mean", "sum", "max"):
@@ -150,7 +157,11 @@ class PruningCriterion:
         return weight
 
     def gradient(self, key: str) -> Tensor:
-        """The gradient of a module's weight; a ValueError that names the parameter where there is none."""
+        """The gradient of a module's weight.
+
+        Raises:
+            ValueError: there is none, and it does not count as zeros; the message names the parameter.
+        """
         weight = self.weight(key)
         return self._gradient_of(weight, key if weight is self.modules[key] else f"{key}.weight")
 
@@ -168,13 +179,18 @@ class PruningCriterion:
         if saved:
             self._check_names("scores", saved)
         for key, score in saved.items():
-            shape = self._score_shape(key)
-            if score.shape != shape:
-                raise ValueError(f"load_state_dict: score {key!r} has shape {list(score.shape)}, here {list(shape)}")
+            # A class that assigns its scores may have one per entry where others have one per block.
+            new = [self._score_shape(key), self.weight(key).shape]
+            shapes = [self.scores[key].shape] if key in self.scores else new
+            if score.shape not in shapes:
+                own = list(shapes[0])
+                raise ValueError(f"load_state_dict: score {key!r} has shape {list(score.shape)}, here {own}")
         if not saved:
             self.scores.clear()
-        for own, score in zip(self._storage(saved), saved.values(), strict=True):
-            own.copy_(score)
+        for key, score in saved.items():
+            if key not in self.scores and score.shape != self._score_shape(key):
+                self.scores[key] = torch.empty_like(score, device=self.weight(key).device)
+            self._storage([key])[0].copy_(score)
 
     def _check_names(self, what: str, saved: Mapping[str, Any]) -> None:
         if odd := saved.keys() ^ self.modules.keys():
@@ -184,8 +200,15 @@ class PruningCriterion:
         if tensor.grad is not None:
             return tensor.grad
         frozen = tensor.is_leaf and not tensor.requires_grad
+        if self.missing_is_zero and not frozen:
+            return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
         why = "is frozen (requires_grad=False)" if frozen else "has none: it comes with the backward pass"
         raise ValueError(f"{type(self).__name__} reads the gradient of {name!r}, which {why}")
+
+    def _factor(self, name: str, given: float | None, default: float) -> float:
+        """A factor of the formula: as it is given, else by the config, else the default."""
+        value = setting(self.config, name, default) if given is None else given
+        return Checker(type(self).__name__).number(name, value)
 
     def _storage(self, keys: Iterable[str]) -> list[Tensor]:
         """The scores of ``keys``; those that do not exist yet start at zero."""

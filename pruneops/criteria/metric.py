@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from .._checks import BLOCK_METRICS, Checker
-from .base import PruningCriterion, setting
-from .registry import register_criterion
+from .base import PruningCriterion
+from .registry import CRITERIA, register_criterion
 
 
 class MetricCriterion(PruningCriterion):
@@ -18,14 +18,15 @@ class MetricCriterion(PruningCriterion):
             them, replace the class's.
     """
 
+    known_settings = PruningCriterion.known_settings | {"alpha", "beta"}
     metric = "magnitude"
     alpha = 0.0
     beta = 1.0
 
     def __init__(self, modules: Mapping[str, Any], config: Any, framework: str = "pytorch") -> None:
         super().__init__(modules, config, framework)
-        self.alpha = setting(config, "alpha", self.alpha)
-        self.beta = setting(config, "beta", self.beta)
+        self.alpha = self._factor("alpha", None, self.alpha)
+        self.beta = self._factor("beta", None, self.beta)
         self.memoryless = self.alpha == 0
         if not self.memoryless:
             self._storage(modules)
@@ -51,7 +52,7 @@ def criterion_from_metric(name: str, *, metric: str, alpha: float = 0.0, beta: f
         beta: factor of ``v``.
 
     Returns:
-        The criterion's class.
+        The criterion's class. What is pickled of it can be loaded where it has been made under the same name.
 
     Raises:
         ValueError: the metric is unknown.
@@ -76,3 +77,10 @@ def criterion_from_metric(name: str, *, metric: str, alpha: float = 0.0, beta: f
         "block_scores": metric.startswith("mask_"),
     }
     return register_criterion(name)(type(name, (MetricCriterion,), settings))
+
+
+def __getattr__(name: str) -> Any:
+    """The classes made here are found as if they were written here, which is how pickle loads their instances."""
+    if getattr(CRITERIA.get(name), "__module__", None) == __name__:
+        return CRITERIA[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .base import PruningCriterion, setting
+from .base import PruningCriterion
 from .registry import register_criterion
 
 
@@ -48,8 +48,12 @@ class MomentumCriterion(PruningCriterion):
         modules, config, framework: as in :class:`PruningCriterion`.
         alpha: factor of the old score; by default the config's ``alpha``, else the class's own.
         beta: factor of ``v``; by default the config's ``beta``, else 1.
+
+    Raises:
+        TypeError: a factor is not a number.
     """
 
+    known_settings = PruningCriterion.known_settings | {"alpha", "beta"}
     needs_gradient = True
     default_alpha = 0.9
 
@@ -62,8 +66,8 @@ class MomentumCriterion(PruningCriterion):
         beta: float | None = None,
     ) -> None:
         super().__init__(modules, config, framework)
-        self.alpha = setting(config, "alpha", self.default_alpha) if alpha is None else alpha
-        self.beta = setting(config, "beta", 1.0) if beta is None else beta
+        self.alpha = self._factor("alpha", alpha, self.default_alpha)
+        self.beta = self._factor("beta", beta, 1.0)
         self._storage(modules)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..layers import stores_in_by_out
+from ..layers import stores_in_by_out, unwrapped
 from .surgery import replace
 
 INTERFACE = (
@@ -77,10 +77,11 @@ def as_model(model: Any) -> Model:
 
 
 class ModuleModel:
-    """An ``nn.Module``."""
+    """An ``nn.Module``; what ``torch.compile`` or data-parallel wrappers made is unwrapped."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        self.module = unwrapped(module)
+        self._called = module
         self._inputs: dict[str, Any] = {}
         self._hook: Any = None
 
@@ -119,7 +120,8 @@ class ModuleModel:
     def watch_inputs(self, names: Sequence[str]) -> None:
         if self._hook is None and names:
             see = partial(self._see, names)
-            self._hook = self.module.register_forward_pre_hook(see, with_kwargs=True)
+            # A compiled module was traced without this hook.
+            self._hook = self._called.register_forward_pre_hook(see, with_kwargs=True)
 
     def stop_watching(self) -> None:
         if self._hook is not None:
@@ -128,7 +130,7 @@ class ModuleModel:
         self._inputs = {}
 
     def _see(self, names: Sequence[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = kwargs | inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        given = kwargs | inspect.signature(self.module.forward).bind(*args, **kwargs).arguments
         self._inputs = {name: given.get(name) for name in names}
         for value in self._inputs.values():
             if isinstance(value, Tensor) and value.requires_grad and not value.is_leaf:

@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from .._library import block_grid
-from ..criteria import CRITERIA, BlockMaskCriterion, PruningCriterion, RetrainFreeCriterion
+from ..criteria import ALIASES, CRITERIA, BlockMaskCriterion, PruningCriterion, RetrainFreeCriterion
 from ..patterns import Pattern
 from .neural_compressor_patterns import with_selection
 
-#: Criteria that Neural Compressor 2.3 and later call by another name.
-_ALIASES = {"block_mask": "snip_momentum_block"}
 _replaced: list[tuple[dict[str, Any], str, Any]] = []
 _selection: bool | None = None
 
@@ -47,9 +45,9 @@ def enable(selection: bool = False) -> None:
     global _selection
     criteria, patterns = _registries()
     disable()
-    ours = CRITERIA | {alias: CRITERIA[name] for alias, name in _ALIASES.items() if alias in criteria}
+    ours = CRITERIA | {alias: CRITERIA[name] for alias, name in ALIASES.items() if alias in criteria}
     for name, criterion in ours.items():
-        _replace(criteria, name, _adapted(criterion))
+        _replace(criteria, name, adapted(criterion))
     for name in patterns.keys() & {"NxM", "N:M", "ptNxM", "ptN:M"} if selection else ():
         _replace(patterns, name, with_selection(patterns[name], groups=":" in name))
     _selection = selection
@@ -102,7 +100,8 @@ def _replace(registry: dict[str, Any], name: str, value: Any) -> None:
     registry[name] = value
 
 
-def _adapted(criterion: type[PruningCriterion]) -> type[PruningCriterion]:
+def adapted(criterion: type[PruningCriterion]) -> type[PruningCriterion]:
+    """A subclass of a criterion whose constructor takes what Neural Compressor passes to criteria."""
     base = _BlockMaskCriterion if issubclass(criterion, BlockMaskCriterion) else _Criterion
     return type(criterion.__name__, (base, criterion), {})
 

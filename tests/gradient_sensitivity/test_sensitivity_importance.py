@@ -258,3 +258,19 @@ def test_nothing_is_collected_before_the_first_epoch_that_prunes():
     pruner.on_epoch_end()
     assert not pruner.importance
     assert model.layer[0].fc1.out_features == 64
+
+
+@pytest.mark.parametrize("wrap", [lambda model: torch.compile(model, backend="eager"), nn.DataParallel])
+def test_wrappers_are_taken_off(wrap):
+    found = []
+    for wrapped in (False, True):
+        model, mask = Encoder(), ones()
+        called = wrap(model) if wrapped else model
+        pruner = GradientSensitivityPruner(called, head_config())
+        pruner.on_epoch_begin(0)
+        backward(called, mask)
+        pruner.on_step_end()
+        found.append(pruner.importance)
+    assert found[0].keys() == found[1].keys()
+    for name, importance in found[0].items():
+        torch.testing.assert_close(found[1][name], importance)

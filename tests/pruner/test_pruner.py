@@ -157,6 +157,7 @@ def test_n_of_m_prunes_one_more_of_each_group_at_a_time():
 class Constant(PruningCriterion):
     """The worst case of ties: at first the first units are the lowest, then all are equal."""
 
+    known_settings = PruningCriterion.known_settings | {"value"}
     steps = 0
 
     def on_before_optimizer_step(self):
@@ -223,6 +224,34 @@ def test_a_gradient_that_is_no_number_does_not_poison_the_masks():
     assert sum(int((~mask).sum()) for mask in before.values()) == int(0.5 * ENTRIES)
 
 
+@register_criterion("test_entries")
+class Entries(PruningCriterion):
+    """Assigns one score per entry, in the layout of the weight, whatever the pattern."""
+
+    def on_before_optimizer_step(self):
+        for name in self.modules:
+            before = self.scores.get(name, 0.0)
+            self.scores[name] = 0.5 * before + (self.weight(name).detach() * self.gradient(name)).abs()
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize(("pattern", "block"), [("4x1", (4, 1)), ("1x4", (1, 4)), ("2x2", (2, 2))])
+def test_scores_of_entries_that_a_criterion_assigns_are_reduced_to_blocks(pattern, block, reduce):
+    model = Model()
+    optimizer = sgd(model)
+    config = {"criterion_reduce_type": reduce}
+    settings = {"pattern": pattern, "sparsity": 0.6, "end_step": 6, "frequency": 2, "criterion_config": config}
+    pruner = Pruner(model, optimizer, criterion="test_entries", **settings)
+    live = np.ones(ENTRIES // 4, bool)
+    for step in range(7):
+        train(model, optimizer, 1, first=step)
+        scores = pruner.scores | {"mlp": pruner.scores["mlp"].t()}
+        units_of = [getattr(blocks_of(scores[name], block), reduce)(-1).reshape(-1) for name in SHAPES]
+        target = Schedule("cubic", 0.6, 0, 6, 2).at(step + 1)
+        grow(np.concatenate(units_of), live, int(target * live.size))
+        np.testing.assert_array_equal(units(pruner, block), live)
+
+
 def test_regrow_lets_units_come_back():
     model = Model()
     optimizer = sgd(model)
@@ -247,7 +276,7 @@ def test_masks_grow_within_bounds_whatever_the_scores(data):
     settings = {"pattern": "1x1", "sparsity": final, "schedule": "linear", "end_step": 6, "frequency": 1}
     rule = Rule(criterion="magnitude", min_sparsity=low, max_sparsity=high, **settings)
     try:
-        group = LayerGroup(rule, find_layers(model), dict(model.named_children()))
+        group = LayerGroup(rule, find_layers(model), model)
     except ValueError as error:
         assert "bounds" in str(error)  # noqa: PT017  an impossible wish is refused at once
         return

@@ -122,6 +122,41 @@ def test_errors_before_the_first_step(settings, message):
     assert not optimizer._optimizer_step_pre_hooks
 
 
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (
+            {"criterion_config": {"alhpa": 0.5}}, ValueError,
+            "criterion_config has an unknown setting 'alhpa'; criterion 'snip_momentum' knows alpha, beta, crit",
+        ),
+        # What a pruner decides itself would be ignored.
+        ({"criterion_config": {"pattern": "2x2"}}, ValueError, "unknown setting 'pattern'"),
+        (
+            {"rules": [{"criterion": "magnitude", "criterion_config": {"alpha": 0.5}}]}, ValueError,
+            "unknown setting 'alpha'; criterion 'magnitude' knows criterion_reduce_type, low_memory_usage",
+        ),
+        ({"criterion_config": ["alpha"]}, TypeError, "criterion_config must map names to settings, got list"),
+        ({"criterion_config": {"alpha": "x"}}, TypeError, "SnipMomentumCriterion: alpha must be a number, got str"),
+        ({"criterion_config": {"beta": "1"}}, TypeError, "beta must be a number, got str"),
+        ({"sparsity": "8e-1"}, TypeError, "sparsity must be a number, got '8e-1'"),
+        ({"initial_sparsity": "0"}, TypeError, "initial_sparsity must be a number, got '0'"),
+        ({"min_sparsity": [0.1]}, TypeError, r"min_sparsity must be a number, got \[0.1\]"),
+    ],
+)  # fmt: skip
+def test_settings_that_would_be_ignored_or_read_wrongly(settings, error, message):
+    model = Model()
+    optimizer = sgd(model)
+    with pytest.raises(error, match=message):
+        Pruner(model, optimizer, **{"pattern": "4x1", "sparsity": 0.5, "end_step": 5} | settings)
+    assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_a_criterion_has_no_settings_of_its_own_by_default():
+    model = Model()
+    pruner = Pruner(model, end_step=5, rules=[{"targets": "fc", "criterion_config": None}])
+    assert pruner._groups[0].criterion.alpha == 0.9
+
+
 def test_a_layer_that_the_pattern_does_not_divide():
     model = Model()
     settings = {"include": ["fc", "lm_head"], "pattern": "4x1", "sparsity": 0.5, "end_step": 5}
@@ -137,8 +172,11 @@ def test_the_optimizer_must_hold_what_is_pruned():
     copies = [nn.Parameter(p.detach().clone()) for p in model.parameters()]
     with pytest.raises(ValueError, match=r"does not hold the weight of 'conv'.*DeepSpeed"):
         Pruner(model, torch.optim.SGD(copies, lr=0.1), end_step=5)
-    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got list"):
-        Pruner(model, [], end_step=5)
+    by_hand = "With several optimizers give none, and call on_before_optimizer_step"
+    with pytest.raises(TypeError, match=rf"optimizer must be a torch.optim.Optimizer, got list\. {by_hand}"):
+        Pruner(model, [sgd(model), sgd(model)], end_step=5)
+    with pytest.raises(ValueError, match=f"does not hold the weight of 'fc'.*{by_hand}"):
+        Pruner(model, torch.optim.SGD(model.conv.parameters(), lr=0.1), end_step=5)
     # Parameters that are exchanged later are noticed before they are trained.
     optimizer = sgd(model)
     Pruner(model, optimizer, end_step=5)
@@ -156,12 +194,23 @@ def test_frozen_layers_can_be_pruned_by_magnitude():
     assert pruner.detach().sparsity == 0.5
 
 
-def test_a_missing_gradient_is_named():
+def test_a_weight_that_is_frozen_is_named():
     model = Model()
+    optimizer = sgd(model)
     model.mlp.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'snip_momentum' reads gradients, but 1 of 3 weights are frozen .*'mlp'"):
+        Pruner(model, optimizer, end_step=3)
+    assert not optimizer._optimizer_step_pre_hooks
+    Pruner(model, end_step=3, rules=[{"targets": "mlp", "criterion": "magnitude"}, {}])
+
+
+def test_a_weight_that_is_frozen_on_the_way_is_named():
+    model = Model()
     optimizer = sgd(model)
     Pruner(model, optimizer, end_step=3)
-    loss_of(model, 0).backward()
+    train(model, optimizer, 1)
+    model.mlp.weight.requires_grad_(False)
+    loss_of(model, 1).backward()
     before = model.conv.weight.detach().clone()
     with pytest.raises(ValueError, match=r"'mlp.weight', which is frozen"):
         optimizer.step()

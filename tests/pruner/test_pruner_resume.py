@@ -19,6 +19,16 @@ class Counting(PruningCriterion):
         self.update_scores("snip", 0.5, 1.0)
 
 
+@register_criterion("test_entries_with_a_memory")
+class Entries(PruningCriterion):
+    """One that assigns a score per entry, whatever the pattern."""
+
+    def on_before_optimizer_step(self):
+        for name in self.modules:
+            before = self.scores.get(name, 0.0)
+            self.scores[name] = 0.5 * before + (self.weight(name).detach() * self.gradient(name)).abs()
+
+
 def settings(criterion, pattern):
     sparsity = None if pattern == "2:4" else 0.7
     return {"criterion": criterion, "pattern": pattern, "sparsity": sparsity, "start_step": 2, "end_step": 7,
@@ -37,6 +47,7 @@ def start(options, **more):
     [
         ("snip_momentum", "1x1"), ("snip_momentum", "4x1"), ("snip_momentum", "2:4"), ("magnitude", "1x1"),
         ("gradient", "4x1"), ("snip_momentum_block", "4x1"), ("retrain_free", "4x1"), ("test_counting", "1x1"),
+        ("test_entries_with_a_memory", "4x1"),
     ],
 )  # fmt: skip
 def test_stopped_at_any_step(criterion, pattern, stop, tmp_path):
@@ -81,6 +92,40 @@ def test_a_later_state_can_be_left_for_an_earlier_one():
     pruner.load_state_dict(state)
     assert pruner.step == 0
     assert all(mask.all() for mask in pruner.masks.values())
+
+
+def test_masks_of_a_higher_sparsity_than_the_end_are_refused():
+    """They would have to shrink."""
+    model, optimizer, pruner = start(settings("snip_momentum", "1x1"))
+    train(model, optimizer, 7)
+    state = pruner.state_dict()
+    lower = settings("snip_momentum", "1x1") | {"sparsity": 0.5}
+    fresh, early, other = start(lower)
+    train(fresh, early, 7)
+    before = other.state_dict()
+    with pytest.raises(ValueError, match=r"have reached sparsity 0\.7, above the 0\.5 of the end here"):
+        other.load_state_dict(state)
+    assert same_state(other.state_dict(), before)
+    resumed, late, regrowing = start(lower, regrow=True)
+    regrowing.load_state_dict(state)
+    train(resumed, late, 1, first=7)
+    assert regrowing.report().sparsity == 0.5
+
+
+def test_masks_wait_for_a_schedule_that_is_behind_them():
+    model, optimizer, pruner = start(settings("snip_momentum", "1x1"))
+    train(model, optimizer, 4)
+    slow = settings("snip_momentum", "1x1") | {"schedule": "linear", "start_step": 3, "end_step": 12}
+    resumed, late, rest = start(slow)
+    rest.load_state_dict(pruner.state_dict())
+    before = rest.masks
+    assert rest._groups[0].schedule.at(5) < rest._groups[0].reached
+    for step in range(4, 12):
+        train(resumed, late, 1, first=step)
+        now = rest.masks
+        assert not any((now[name] & ~before[name]).any() for name in now)
+        before = now
+    assert rest.detach().sparsity == int(0.7 * 384) / 384
 
 
 def test_a_state_of_something_else_is_refused_and_changes_nothing():

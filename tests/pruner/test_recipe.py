@@ -62,6 +62,24 @@ def test_files_that_are_no_recipe(text, message, tmp_path):
         read_recipe(path)
 
 
+def test_a_number_that_yaml_takes_for_text_is_shown(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("sparsity: 8e-1\nend_step: 3\n")
+    with pytest.raises(TypeError, match="sparsity must be a number, got '8e-1'"):
+        Pruner.from_recipe(Model(), None, path)
+
+
+def test_a_setting_under_two_names():
+    recipe = {"targets": "fc", "end_step": 3, "include": "mlp"}
+    with pytest.raises(ValueError, match="the recipe says 'include' twice: 'include' is another name of it"):
+        Pruner.from_recipe(Model(), None, recipe)
+    with pytest.raises(ValueError, match="the recipe says 'exclude' twice: 'ignore' is another name of it"):
+        Pruner.from_recipe(Model(), None, {"exclude": "fc", "ignore": "mlp", "end_step": 3})
+    # Arguments are stronger than the recipe, under whatever name it has them.
+    pruner = Pruner.from_recipe(Model(), None, {"targets": "fc", "end_step": 3}, include="mlp")
+    assert [layer.name for layer in pruner.layers] == ["mlp"]
+
+
 def test_bad_rules():
     with pytest.raises(TypeError, match=r"rules\[0\] must map names to settings, got str"):
         make_rules({}, ["fc"])

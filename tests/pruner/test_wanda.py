@@ -177,8 +177,13 @@ def test_bad_input():
     model = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 1))
     with pytest.raises(ValueError, match="there are no batches"):
         calibrate(model, [])
-    with pytest.raises(ValueError, match="no linear layer"):
+    with pytest.raises(ValueError, match="calibrate: no layer is left to prune: none of these is linear: 0"):
         calibrate(nn.Sequential(nn.Conv2d(1, 1, 1)), [])
+    with pytest.raises(ValueError, match=r"none of these is linear: transformer\.wpe"):
+        wanda(gpt2(), batches(), 0.5, include="*.wpe")
+    outside = nn.ModuleDict({"fc": nn.Linear(4, 4), "blocks": nn.ModuleList([nn.ReLU()])})
+    with pytest.raises(ValueError, match="none of these lies in the blocks 'blocks': fc"):
+        wanda(outside, [torch.ones(1, 4)], 0.5)
     idle = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     idle.forward = lambda x: idle["a"](x)
     with pytest.raises(ValueError, match="'b' got no input"):
@@ -236,3 +241,76 @@ def test_only_one_layer_s_activations_are_held():
     model.transformer.h[2].register_forward_pre_hook(count)
     wanda(model, batches(), 0.5)
     assert 0 < most <= len(batches()) + 1
+
+
+def t5():
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def gemma3():
+    """A language model with images, whose cache is a setting of the configuration in its own."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=sizes | {"vocab_size": 40, "num_key_value_heads": 1, "head_dim": 8, "sliding_window": 8},
+        vision_config=sizes | {"image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4, image_token_index=42, boi_token_index=43, eoi_token_index=44,
+    )  # fmt: skip
+    return transformers.Gemma3ForConditionalGeneration(config)
+
+
+def seq2seq():
+    return [{"input_ids": batch, "labels": batch} for batch in batches()]
+
+
+@pytest.mark.parametrize(
+    ("make", "blocks", "include", "data"),
+    [
+        (t5, "decoder.block", None, seq2seq),
+        (t5, "encoder.block", None, seq2seq),
+        (t5, "decoder.block", None, lambda: [x | {"use_cache": True} for x in seq2seq()]),
+        (gpt2, None, None, lambda: [{"input_ids": batch, "use_cache": True} for batch in batches()]),
+        (gemma3, None, "model.language_model.layers.*", batches),
+    ],
+)
+def test_no_cache_of_keys_and_values_is_in_the_norms(make, blocks, include, data, monkeypatch):
+    """With nothing pruned, Wanda selects by the norms of one pass over the dense model."""
+    seen = {}
+
+    def select(weights, *, input_norms, **settings):
+        seen.update(input_norms)
+        return pruneops.select_masks(weights, input_norms=input_norms, **settings)
+
+    monkeypatch.setattr("pruneops.calibration.select_masks", select)
+    model = make()
+    caching = [
+        module.config.use_cache for module in model.modules() if hasattr(getattr(module, "config", 0), "use_cache")
+    ]
+    report = wanda(model, data(), 0.0, blocks=blocks, include=include)
+    norms = calibrate(make(), data(), include=include)
+    assert seen.keys() == report.masks.keys()
+    assert all(torch.equal(norm, norms[name]) for name, norm in seen.items())
+    after = [
+        module.config.use_cache for module in model.modules() if hasattr(getattr(module, "config", 0), "use_cache")
+    ]
+    assert caching == after
+    assert any(caching)
+
+
+def test_a_tied_embedding_has_no_input_but_its_head_has():
+    model = gpt2()
+    assert list(calibrate(model, batches(), include=["*.wte", "*.h.0.mlp.c_fc"])) == [
+        "transformer.h.0.mlp.c_fc",
+        "lm_head",
+    ]
+
+
+def test_a_compiled_model():
+    report = wanda(torch.compile(gpt2()), batches(), 0.5)
+    assert torch.equal(
+        report.masks["transformer.h.0.mlp.c_fc"], wanda(gpt2(), batches(), 0.5).masks["transformer.h.0.mlp.c_fc"]
+    )
