@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,9 +18,13 @@ from torch import Tensor
 #: The dtypes that can be scored, by their safetensors names.
 FLOATING = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
+#: Of the directories in which output is staged.
+WORK_PREFIX = ".pruneops-"
+
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _BOOKKEEPING = {".cache", ".git"}  # of the hub and of git, which keep further copies of the weights
+_WEIGHT_SUFFIXES = {".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".safetensors"}
 # The architectures whose blocks are built from transformers' Conv1D, which stores its weight in x out.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
 _CONV1D_MODULES = {"c_attn", "c_fc", "c_proj", "q_attn"}
@@ -28,6 +32,17 @@ _CONV1D_MODULES = {"c_attn", "c_fc", "c_proj", "q_attn"}
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, corrupt or of a kind that cannot be read."""
+
+
+def listed(names: Sequence[object], most: int = 1) -> str:
+    """The first names for a message, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,11 @@ class TensorInfo:
     @property
     def numel(self) -> int:
         return prod(self.shape)
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it is of any floating-point dtype, also of one that cannot be scored, such as float8."""
+        return self.dtype.startswith(("F", "BF"))
 
 
 class Shard:
@@ -123,7 +143,8 @@ class Checkpoint:
         tensors: name -> :class:`TensorInfo`, over all shards.
 
     Raises:
-        CheckpointError: it is missing, corrupt, or holds no safetensors.
+        CheckpointError: it is missing, corrupt, or holds no safetensors; or the directory holds one model twice, in
+            shards with an index and in ``model.safetensors``.
 
     Example:
         >>> checkpoint = Checkpoint("all-MiniLM-L6-v2")  # doctest: +SKIP
@@ -171,6 +192,11 @@ class Checkpoint:
         shape = self.tensors[name].shape
         return shape[::-1] if self.stored_in_by_out(name) else shape
 
+    def share(self, names: Iterable[str]) -> float:
+        """Share of the entries of all tensors that these hold."""
+        total = sum(info.numel for info in self.tensors.values())
+        return sum(self.tensors[name].numel for name in names) / max(total, 1)
+
     def write(self, path: Path, replacement: Callable[[str], Tensor | None]) -> None:
         """Write a copy of the whole checkpoint, shard by shard; the other files of a directory come along.
 
@@ -192,19 +218,29 @@ class Checkpoint:
         for shard in self.shards:
             shard.write(path / shard.path.name, replacement)
 
+    def output_files(self) -> list[Path] | None:
+        """What :meth:`write` makes, relative to the new directory; None for a single file."""
+        if not self.path.is_dir():
+            return None
+        return [Path(shard.path.name) for shard in self.shards] + self.side_files()
+
     def side_files(self) -> list[Path]:
-        """The directory's other files, relative to it; links are followed, bookkeeping of git and the hub left out."""
+        """The directory's other files, relative to it; links are followed, bookkeeping and staged output left out."""
         if not self.path.is_dir():
             return []
         shards = {shard.path for shard in self.shards}
         return sorted(file.relative_to(self.path) for file in _files(self.path) if file not in shards)
+
+    def other_weights(self) -> list[str]:
+        """The side files that may hold weights of their own, by their suffix."""
+        return [str(file) for file in self.side_files() if file.suffix in _WEIGHT_SUFFIXES]
 
 
 def _files(folder: Path) -> Iterator[Path]:
     for entry in folder.iterdir():
         if not entry.is_dir():
             yield entry
-        elif entry.name not in _BOOKKEEPING:
+        elif entry.name not in _BOOKKEEPING and not entry.name.startswith(WORK_PREFIX):
             yield from _files(entry)
 
 
@@ -213,19 +249,32 @@ def _find_files(path: Path) -> tuple[list[Path], Mapping[str, str]]:
     if not path.is_dir():
         return [path], {}
     if (path / _INDEX).is_file():
-        index = _read_json(path / _INDEX).get("weight_map")
-        if not isinstance(index, dict) or not index:
-            raise CheckpointError(f"{path / _INDEX}: has no weight_map")
-        for file in index.values():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise CheckpointError(f"{path / _INDEX}: {file!r} is not the name of a file in this directory")
-        return [path / file for file in sorted(set(index.values()))], index
+        index = _read_index(path / _INDEX)
+        files = sorted(set(index.values()))
+        if (path / _SINGLE).is_file() and _SINGLE not in files:
+            # As save_pretrained leaves it behind; from_pretrained loads only the single file.
+            raise CheckpointError(
+                f"{path}: holds the shards of {_INDEX} and also {_SINGLE}, which is what transformers loads; "
+                "delete the file, or the index with its shards, whichever is out of date"
+            )
+        return [path / file for file in files], index
     if (path / _SINGLE).is_file():
         return [path / _SINGLE], {}
     found = sorted(path.glob("*.safetensors"))
     if len(found) != 1:
         raise CheckpointError(f"{path}: has neither {_INDEX} nor {_SINGLE}, but {len(found)} .safetensors files")
     return found, {}
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    index = _read_json(path).get("weight_map")
+    if not isinstance(index, dict) or not index:
+        raise CheckpointError(f"{path}: has no weight_map")
+    for file in index.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{path}: {file!r} is not the name of a file in this directory")
+    return index
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from safetensors.torch import save_model
 from torch import nn
 from torch.sparse import to_sparse_semi_structured
 
-from .layers import Patterns, find_layers
+from .layers import Patterns, find_layers, unwrapped
 from .staging import staged
 
 #: What the kernels of torch take, and what both sides of a weight must be multiples of.
@@ -22,7 +22,7 @@ def save_dense(model: nn.Module, path: str | Path, *, overwrite: bool = False) -
     Any program that loads the model without pruning loads this file. Shared parameters are stored once.
 
     Args:
-        model: any module.
+        model: any module; what ``torch.compile`` or data-parallel wrappers made is unwrapped.
         path: the file to make, whole or not at all.
         overwrite: replace what is there.
 
@@ -33,7 +33,7 @@ def save_dense(model: nn.Module, path: str | Path, *, overwrite: bool = False) -
         >>> save_dense(model, "sparse.safetensors")  # doctest: +SKIP
     """
     with staged(path, overwrite=overwrite) as file:
-        save_model(model, str(file), metadata={"format": "pt"})
+        save_model(unwrapped(model), str(file), metadata={"format": "pt"})
 
 
 def to_semi_structured(model: nn.Module, include: Patterns = None, exclude: Patterns = None) -> list[str]:
@@ -57,6 +57,7 @@ def to_semi_structured(model: nn.Module, include: Patterns = None, exclude: Patt
         >>> to_semi_structured(model.half().cuda())  # doctest: +SKIP
         ['fc']
     """
+    model = unwrapped(model)
     layers = [layer for layer in find_layers(model, include, exclude) if not layer.transposed]
     devices = {layer.parameter.device for layer in layers}
     for device in devices:

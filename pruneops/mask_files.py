@@ -13,21 +13,23 @@ from torch import Tensor
 
 from . import ops
 from ._library import packed_size
+from .staging import staged
 
 _KIND = "pruneops-masks"
 
 
-def save_masks(masks: Mapping[str, Tensor], path: str | Path) -> None:
+def save_masks(masks: Mapping[str, Tensor], path: str | Path, *, overwrite: bool = False) -> None:
     """Save named masks, packed to one bit per entry.
 
     Args:
         masks: name -> bool mask of any shape, such as ``report.masks`` of :func:`pruneops.prune` or ``masks`` of
             :class:`pruneops.Pruner`.
-        path: the safetensors file to write.
+        path: the safetensors file to make, whole or not at all; missing parents are made.
+        overwrite: replace what is there.
 
     Raises:
         TypeError: a mask is not a bool tensor; nothing is written.
-        OSError: the file cannot be written.
+        OSError: the file exists, or cannot be written.
 
     Example:
         >>> save_masks({"fc": torch.tensor([[True, False]])}, "masks.safetensors")  # doctest: +SKIP
@@ -40,7 +42,8 @@ def save_masks(masks: Mapping[str, Tensor], path: str | Path) -> None:
             raise TypeError(f"save_masks: masks[{name!r}] must be a bool tensor, got {kind}")
         shapes[name] = list(mask.shape)
         packed[name] = ops.pack_mask(mask)
-    save_file(packed, path, {"format": _KIND, "shapes": json.dumps(shapes)})
+    with staged(path, overwrite=overwrite) as file:
+        save_file(packed, file, {"format": _KIND, "shapes": json.dumps(shapes)})
 
 
 def load_masks(path: str | Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:

@@ -12,11 +12,27 @@ from typing import Any
 from torch import Tensor
 
 from .ops import unpack_mask
-from .planning import Plan
+from .planning import Plan, natural
 from .report import LayerMasks, LayerReport, PruneReport
 from .score_files import CriterionScores, SavedScores
 from .selection import apply_masks, block_scores, select_masks
 from .staging import staged
+
+
+def left_alone(plan: Plan) -> dict[str, str]:
+    """Every tensor that may hold weights and is not pruned -> why: what the plan skips, and what it does not consider.
+
+    Example:
+        >>> left_alone(make_plan(checkpoint, "2:4"))  # doctest: +SKIP
+        {'lm_head.weight': 'embedding, norm or head', 'pos_embed': 'no weight of a layer, by its name'}
+    """
+    known = {*plan.names, *plan.skipped}
+    rest = [
+        name
+        for name, info in plan.checkpoint.tensors.items()
+        if info.is_floating and len(info.shape) > 1 and name not in known
+    ]
+    return plan.skipped | dict.fromkeys(sorted(rest, key=natural), "no weight of a layer, by its name")
 
 
 @dataclass(frozen=True)
@@ -85,16 +101,17 @@ class Pruning:
 
         Args:
             output: the file or directory to make.
-            overwrite: replace what is there.
+            overwrite: replace an earlier output; a directory that holds anything else is refused all the same.
 
         Raises:
             OSError: it exists, or cannot be written.
             ValueError: the limits cannot be met.
         """
         start = time.perf_counter()
-        with staged(output, overwrite=overwrite) as path:
+        checkpoint = self.plan.checkpoint
+        with staged(output, overwrite=overwrite, files=checkpoint.output_files()) as path:
             self._begin()
-            self.plan.checkpoint.write(path, self._pruned)
+            checkpoint.write(path, self._pruned)
         elapsed = time.perf_counter() - start
         self.seconds["write"] = elapsed - sum(self.seconds.values())
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import Checkpoint, Shard
-from .criteria import criterion_class
+from .checkpoint import Checkpoint, Shard, listed
+from .criteria import criterion_class, get_criterion
 from .staging import staged
 
 _KIND = "pruneops-scores"
@@ -56,8 +57,7 @@ class CriterionScores:
 
     def __init__(self, criterion: str) -> None:
         self.criterion = criterion
-        self._class = criterion_class(criterion)
-        if self._class.needs_gradient:
+        if criterion_class(criterion).needs_gradient:
             raise ValueError(f"criterion {criterion!r} reads gradients, which a checkpoint has not")
 
     def check(self, checkpoint: Checkpoint, names: Sequence[str]) -> None:
@@ -66,7 +66,9 @@ class CriterionScores:
     def ranking(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Any]:
         """As in :meth:`SavedScores.ranking`."""
         weights = {name: checkpoint.oriented(name, checkpoint.tensor(name)) for name in names}
-        criterion = self._class(weights, {})
+        # As everywhere else, a criterion gets what has a weight, not the weight itself.
+        modules = {name: SimpleNamespace(weight=weight) for name, weight in weights.items()}
+        criterion = get_criterion({"criterion_type": self.criterion}, modules)
         criterion.on_step_begin()
         criterion.on_before_optimizer_step()
         return {"scores": criterion.scores}
@@ -102,14 +104,14 @@ class SavedScores:
         Raises:
             ValueError: a tensor has no score here, or one of another shape.
         """
+        if missing := [name for name in names if name not in self._file.tensors]:
+            raise ValueError(f"{self._file.path}: has no score for {listed(missing)}; exclude it (--exclude)")
         found = {name: self._score(checkpoint, name) for name in names}
         if self.criterion == "wanda":
             return {"metric": "wanda", "input_norms": found}
         return {"scores": {name: checkpoint.oriented(name, score) for name, score in found.items()}}
 
     def _score(self, checkpoint: Checkpoint, name: str) -> Tensor:
-        if name not in self._file.tensors:
-            raise ValueError(f"{self._file.path}: has no score for {name!r}; exclude it, or score the model again")
         shape = checkpoint.tensors[name].shape
         expected = checkpoint.weight_shape(name)[1:] if self.criterion == "wanda" else shape
         info = self._file.tensors[name]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from . import ops
 from ._checks import SCORE_METRICS
 from .calibration import calibrate
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, listed
 from .layers import find_layers
 
 #: What can be scored from text: the inputs, or the gradients of the language model's loss.
@@ -86,7 +86,7 @@ def score_checkpoint(
         Tensor name -> what :func:`pruneops.score_files.save_scores` takes.
 
     Raises:
-        ValueError: the criterion is unknown, or no tensor is a layer of the model.
+        ValueError: the criterion is unknown, no tensor is a layer of the model, or one is a layer that no batch uses.
 
     Example:
         >>> batches = [torch.arange(128).reshape(1, 128)]
@@ -126,11 +126,18 @@ def _gradient_scores(model: nn.Module, include: list[str], batches: Iterable[Ten
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
     scores = {layer.name: torch.zeros(layer.parameter.shape, device=layer.parameter.device) for layer in layers}
+    unreached = set(scores)
     model.eval()
     for batch in batches:
         model.zero_grad()
-        model(input_ids=batch, labels=batch).loss.backward()
-        weights = [layer.parameter.detach() for layer in layers]
-        grads = [layer.parameter.grad for layer in layers if layer.parameter.grad is not None]
-        ops.update_scores_(list(scores.values()), weights, grads, metric=metric, alpha=1.0)
+        loss = model(input_ids=batch, labels=batch).loss
+        if loss.requires_grad:  # not where the model uses none of the layers
+            loss.backward()
+        # An expert that no token of the batch went to has no gradient, which counts as zeros.
+        grads = {layer.name: grad for layer in layers if (grad := layer.parameter.grad) is not None}
+        weights = [layer.parameter.detach() for layer in layers if layer.name in grads]
+        ops.update_scores_([scores[name] for name in grads], weights, list(grads.values()), metric=metric, alpha=1.0)
+        unreached -= grads.keys()
+    if unreached:
+        raise ValueError(f"no gradient of the loss reaches {listed(sorted(unreached))}; exclude what is not used")
     return scores

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import ops
 from .checkpoint import Checkpoint
 from .layers import Patterns
+from .offline import left_alone
 from .patterns import Pattern
 from .planning import Plan, make_plan
 from .selection import check_limits
@@ -51,7 +52,8 @@ class Verification:
 
     Attributes:
         tensors: one entry per tensor that was looked at.
-        skipped: the other matrix-shaped weights -> why they were not.
+        skipped: every other tensor that may hold weights -> why it was not.
+        unchecked: other files of the directory, relative to it, that may hold weights.
         sparsity: the sparsity claimed.
         pattern, scope: what was claimed.
         problems: what does not hold, one line each; empty where the claim is true.
@@ -59,6 +61,7 @@ class Verification:
 
     tensors: tuple[TensorCheck, ...]
     skipped: dict[str, str]
+    unchecked: tuple[str, ...]
     sparsity: float
     pattern: str
     scope: str
@@ -90,6 +93,7 @@ class Verification:
             "units": self.units,
             "pruned": self.pruned,
             "skipped": self.skipped,
+            "unchecked": list(self.unchecked),
             "tensors": [vars(x) | {"shape": list(x.shape), "sparsity": x.sparsity} for x in self.tensors],
         }
 
@@ -140,7 +144,8 @@ def verify(
         checks.append(_check_tensor(plan, name, share))
     return Verification(
         tensors=tuple(checks),
-        skipped=plan.skipped,
+        skipped=left_alone(plan),
+        unchecked=tuple(source.other_weights()),
         sparsity=share,
         pattern=plan.pattern.spec,
         scope=scope,

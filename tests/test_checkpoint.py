@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+import signal
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from checkpoints import tree
 from safetensors.torch import load_file, save_file
 
 from pruneops.checkpoint import Checkpoint, CheckpointError, Shard
@@ -152,6 +155,24 @@ def test_tensor_in_two_shards(tmp_path):
         Checkpoint(folder)
 
 
+def test_one_model_twice_is_refused(tmp_path):
+    """As save_pretrained leaves it where it is called with another size of shards; from_pretrained loads the file."""
+    folder = sharded(tmp_path / "m", {"x.safetensors": {"a": torch.ones(2)}, "y.safetensors": {"b": torch.ones(3)}})
+    save_file({"a": torch.zeros(2), "b": torch.zeros(3)}, folder / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"holds the shards of .*index\.json and also model\.safetensors, .* delete"
+    ):
+        Checkpoint(folder)
+    assert Checkpoint(folder / "model.safetensors").tensor("a").tolist() == [0, 0]
+    (folder / "model.safetensors").unlink()
+    assert Checkpoint(folder).tensor("a").tolist() == [1, 1]
+
+
+def test_an_index_of_the_single_file(tmp_path):
+    folder = sharded(tmp_path / "m", {"model.safetensors": {"a": torch.ones(2)}})
+    assert list(Checkpoint(folder).tensors) == ["a"]
+
+
 @pytest.mark.parametrize("config", [{"model_type": "gpt2"}, {"decoder": {"model_type": "gpt2"}}])
 def test_conv1d_weights_are_seen_out_by_in(tmp_path, config):
     names = ("h.0.attn.c_attn.weight", "h.0.attn.c_attn.bias", "lm_head.weight")
@@ -195,14 +216,15 @@ class Interrupt(BaseException):
     pass
 
 
-def tree(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+def files(kind, name):
+    """What the kind of output is announced to hold."""
+    return [Path(name)] if kind == "directory" else None
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_staged_output_appears_at_the_end(tmp_path, kind):
     target = tmp_path / "new" / "deep" / "target"
-    with staged(target) as path:
+    with staged(target, files=files(kind, "x")) as path:
         if kind == "directory":
             path.mkdir()
         (path if kind == "file" else path / "x").write_text("content")
@@ -220,34 +242,92 @@ def put_old(target, kind):
         target.write_text("old")
 
 
-def write_and_fail(target, error):
-    with staged(target, overwrite=True) as path:
-        path.mkdir()
-        (path / "half").write_text("half")
+def write_and_fail(target, error, kind):
+    with staged(target, overwrite=True, files=files(kind, "x")) as path:
+        if kind == "directory":
+            path.mkdir()
+        (path / "x" if kind == "directory" else path).write_text("half")
         raise error
 
 
 @pytest.mark.parametrize("error", [Interrupt(), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
-@pytest.mark.parametrize("old", ["nothing", "file", "directory"])
-def test_a_failed_block_leaves_everything_as_it_was(tmp_path, error, old):
-    target = tmp_path / ("new/target" if old == "nothing" else "target")
-    put_old(target, old)
+@pytest.mark.parametrize("is_new", [False, True])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_failed_block_leaves_everything_as_it_was(tmp_path, error, is_new, kind):
+    target = tmp_path / ("new/target" if is_new else "target")
+    put_old(target, "nothing" if is_new else kind)
     before = tree(tmp_path)
     with pytest.raises(type(error)):
-        write_and_fail(target, error)
+        write_and_fail(target, error, kind)
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("old", ["nothing", "file", "directory"])
-@pytest.mark.parametrize("new", ["file", "directory"])
-def test_overwrite_replaces_the_whole(tmp_path, old, new):
-    target = tmp_path / "target"
-    put_old(target, old)
-    with staged(target, overwrite=True) as path:
-        if new == "directory":
+@pytest.mark.parametrize("old", ["nothing", "same"])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+@pytest.mark.parametrize("name", ["target", "replaced"])
+def test_overwrite_replaces_the_whole(tmp_path, old, kind, name):
+    target = tmp_path / name
+    put_old(target, kind if old == "same" else old)
+    with staged(target, overwrite=True, files=[Path("x"), Path("y")] if kind == "directory" else None) as path:
+        if kind == "directory":
             path.mkdir()
-        (path / "y" if new == "directory" else path).write_text("new")
-    assert tree(tmp_path) == ({"target": None, "target/y": b"new"} if new == "directory" else {"target": b"new"})
+        (path / "y" if kind == "directory" else path).write_text("new")
+    assert tree(tmp_path) == ({name: None, f"{name}/y": b"new"} if kind == "directory" else {name: b"new"})
+
+
+def holding(target, *names):
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text("mine")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_the_output_would_not_replace_is_never_removed(tmp_path, overwrite):
+    target = tmp_path / "target"
+    holding(target, "x", "sub/y", "sub/mine", ".git/HEAD", "notes.md", "zoo")
+    (target / "link").symlink_to(tmp_path)
+    before = tree(tmp_path)
+    with (
+        pytest.raises(FileExistsError, match=r"\(link, notes\.md, zoo and 2 more\)"),
+        staged(target, overwrite=overwrite, files=[Path("x"), Path("sub/y")]),
+    ):
+        pytest.fail("refused before anything is written")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_file_does_not_replace_a_directory_nor_the_other_way_round(tmp_path, kind):
+    target = tmp_path / "target"
+    put_old(target, "directory" if kind == "file" else "file")
+    before = tree(tmp_path)
+    with pytest.raises(FileExistsError, match=f"is no {kind}"), staged(target, overwrite=True, files=files(kind, "x")):
+        pytest.fail("refused before anything is written")
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_directory_is_filled(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir()
+    with staged(target, files=[Path("x")]) as path:
+        holding(path, "x")
+    assert tree(tmp_path) == {"target": None, "target/x": b"mine"}
+
+
+def stage_and_disturb(target, late):
+    with staged(target, overwrite=True, files=[Path("sub/x")]) as path:
+        holding(path, "sub/x")
+        holding(target, late)
+
+
+def test_what_comes_while_the_output_is_written_is_not_removed(tmp_path):
+    beside, inside = tmp_path / "beside", tmp_path / "inside"
+    beside.mkdir()
+    stage_and_disturb(beside, "late")
+    assert tree(beside) == {"late": b"mine", "sub": None, "sub/x": b"mine"}
+    inside.mkdir()
+    with pytest.raises(FileExistsError, match=r"\(sub/late\)"):
+        stage_and_disturb(inside, "sub/late")
+    assert tree(inside) == {"sub": None, "sub/late": b"mine"}
 
 
 def write_late(target):
@@ -258,27 +338,73 @@ def write_late(target):
 
 def test_existing_output_is_refused_even_when_it_comes_late(tmp_path):
     target = tmp_path / "target"
-    with pytest.raises(FileExistsError, match="--overwrite"):
+    with pytest.raises(FileExistsError, match="exists already; overwrite=True replaces it"):
         write_late(target)
     assert tree(tmp_path) == {"target": b"theirs"}
 
 
-def test_a_failed_swap_brings_the_old_directory_back(tmp_path, monkeypatch):
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / "x").write_text("old")
+def fail_renames(monkeypatch, first, last):
+    """Interrupt the moves of this range, counted from 1."""
     rename, calls = os.rename, []
 
-    def fail_second(source, destination):
+    def fail(source, destination):
         calls.append(source)
-        if len(calls) == 2:
+        if first <= len(calls) <= last:
             raise Interrupt
         rename(source, destination)
 
-    monkeypatch.setattr(os, "rename", fail_second)
-    with pytest.raises(Interrupt), staged(target, overwrite=True) as path:
-        path.mkdir()
-    assert tree(tmp_path) == {"target": None, "target/x": b"old"}
+    monkeypatch.setattr(os, "rename", fail)
+
+
+def replace_two(target):
+    with staged(target, overwrite=True, files=[Path("sub/x"), Path("y")]) as path:
+        holding(path, "sub/x", "y")
+
+
+@pytest.mark.parametrize("first", [1, 2, 3, 4])
+def test_a_failed_swap_brings_the_old_content_back(tmp_path, monkeypatch, first):
+    (tmp_path / "target" / "sub").mkdir(parents=True)
+    for name in ("sub/x", "y"):
+        (tmp_path / "target" / name).write_text("old")
+    before = tree(tmp_path)
+    fail_renames(monkeypatch, first, first)
+    with pytest.raises(Interrupt):
+        replace_two(tmp_path / "target")
+    assert tree(tmp_path) == before
+
+
+def test_old_content_that_cannot_come_back_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "target" / "y").write_text("old")
+    fail_renames(monkeypatch, 2, 9)
+    with pytest.raises(Interrupt):
+        replace_two(tmp_path / "target")
+    assert "old" in [path.read_text() for path in tmp_path.rglob("y")]
+
+
+def test_the_directory_stays_the_same(tmp_path, monkeypatch):
+    """It may be the one that the user is in, or a mount point."""
+    (tmp_path / "target").mkdir()
+    monkeypatch.chdir(tmp_path / "target")
+    for overwrite in (False, True):
+        with staged(".", overwrite=overwrite, files=[Path("x")]) as path:
+            holding(path, "x")
+        assert os.listdir(".") == ["x"]
+
+
+def test_an_error_of_safetensors_names_the_output(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught, staged(tmp_path / "target") as path:
+            save_file({"a": torch.ones(4096)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert caught.value.filename == str(tmp_path / "target")
+    assert tree(tmp_path) == {}
 
 
 def test_full_disk_names_the_output(tmp_path):

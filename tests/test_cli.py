@@ -1,6 +1,7 @@
 """The command line: what it writes and what it prints."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -16,20 +17,6 @@ from pruneops.cli import main
 from pruneops.patterns import parse_pattern
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture
-def single(tmp_path):
-    """One file."""
-    path = tmp_path / "dense.safetensors"
-    save_file(model(), path, metadata={"format": "pt"})
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A Hugging Face directory with one file."""
-    return hugging_face(tmp_path / "hf", [model()])
 
 
 def numpy_global(tensors, names, sparsity):
@@ -245,11 +232,17 @@ def test_dry_run_needs_no_output(single, capsys):
 
 def test_overwrite(folder, tmp_path, capsys):
     run_json(capsys, "prune", folder, "--sparsity", 0.5, "--output", tmp_path / "out")
-    (tmp_path / "out" / "stale").write_text("old")
-    assert "--overwrite" in fails(capsys, tmp_path, "prune", folder, "--sparsity", 0.2, "--output", tmp_path / "out")
+    error = fails(capsys, tmp_path, "prune", folder, "--sparsity", 0.2, "--output", tmp_path / "out")
+    assert "out: exists already; --overwrite replaces it" in error
     assert run("prune", folder, "--sparsity", 0.2, "--output", tmp_path / "out", "--overwrite") == 0
-    assert not (tmp_path / "out" / "stale").exists()
+    assert_pruned(load(tmp_path / "out"), model(), numpy_global(model(), list(LAYERS), 0.2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hf", "out"]
+
+
+def test_an_empty_output_is_filled(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert run("prune", folder, "--sparsity", 0.5, "--output", tmp_path / "out") == 0
+    assert tree(tmp_path / "out").keys() == tree(folder).keys()
 
 
 @pytest.mark.parametrize("source", ["single", "folder"])
@@ -258,6 +251,13 @@ def test_in_place_with_overwrite(request, tmp_path, source):
     assert run("prune", path, "--sparsity", 0.5, "--output", path, "--overwrite") == 0
     assert_pruned(load(path), model(), numpy_global(model(), list(LAYERS), 0.5))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_in_place_from_inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert run("prune", ".", "--sparsity", 0.5, "--output", ".", "--overwrite") == 0
+    assert_pruned(load(folder), model(), numpy_global(model(), list(LAYERS), 0.5))
+    assert sorted(os.listdir(".")) == ["config.json", "model.safetensors", "vocab"]
 
 
 def test_the_module_runs(single, tmp_path):
@@ -277,9 +277,34 @@ def test_tables(folder, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "layer.10.up.weight" in out
     assert "asked 50.00 %, reached 50.00 %: 1,408 of 2,816 weights pruned" in out
-    assert "left alone, embedding, norm or head: embed_tokens.weight and 1 more" in out
+    share = 100 * 320 / sum(tensor.numel() for tensor in model().values())
+    assert f"left alone, embedding, norm or head, {share:.2f} % of all weights: embed_tokens.weight, lm_head.wei" in out
     assert run("inspect", tmp_path / "out") == 0
     assert "layer.10.up.weight" in capsys.readouterr().out
+
+
+def test_every_tensor_that_is_left_alone_is_named(tmp_path, capsys):
+    """Experts and projections in one tensor, position embeddings, and weights in a dtype that is not pruned."""
+    odd = {
+        "mlp.experts.gate_up_proj": torch.randn(2, 8, 16), "mlp.experts.down_proj": torch.randn(2, 8, 8),
+        "attn.in_proj_weight": torch.randn(24, 8), "pos_embed": torch.randn(1, 9, 8),
+        "f8.w1": torch.randn(8, 8).to(torch.float8_e4m3fn),
+    }  # fmt: skip
+    others = {"q_proj.weight": torch.randn(8, 8), "q_proj.bias": torch.randn(8), "ids": torch.zeros(1, 4).int()}
+    save_file(odd | others, tmp_path / "a.safetensors")
+    target = tmp_path / "b.safetensors"
+    assert run_json(capsys, "prune", tmp_path / "a.safetensors", "--pattern", "2:4", "--output", target)[
+        "skipped"
+    ].keys() == set(odd)  # fmt: skip
+    shares = 0.0
+    for command in (("prune", tmp_path / "a.safetensors", "--dry-run"), ("verify", target)):
+        assert run(*command, "--pattern", "2:4") == 0
+        notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left alone, ")]
+        assert any("attn.in_proj_weight" in line for line in notes)
+        shares = sum(float(line.split(" % of all weights")[0].split()[-1]) for line in notes)
+        total = sum(tensor.numel() for tensor in (odd | others).values())
+        assert shares == pytest.approx(100 * sum(tensor.numel() for tensor in odd.values()) / total, abs=0.02)
+    assert run_json(capsys, "verify", target, "--pattern", "2:4")["skipped"].keys() == set(odd)
 
 
 def test_names_are_printed_as_they_are(tmp_path, capsys):
@@ -335,7 +360,7 @@ def test_help_and_version(capsys):
         "@register_criterion('smallest')\n"
         "class Smallest(PruningCriterion):\n"
         "    def on_step_begin(self):\n"
-        "        self.scores = {name: -weight.abs() for name, weight in self.modules.items()}\n",
+        "        self.scores = {name: -module.weight.abs() for name, module in self.modules.items()}\n",
         "from pruneops import criterion_from_metric\n"
         "criterion_from_metric('smallest', metric='magnitude', beta=-1.0)\n",
     ],

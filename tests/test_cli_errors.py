@@ -16,20 +16,6 @@ import pruneops
 from pruneops.checkpoint import Shard
 
 
-@pytest.fixture
-def single(tmp_path):
-    """One file."""
-    path = tmp_path / "dense.safetensors"
-    save_file(model(), path, metadata={"format": "pt"})
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A Hugging Face directory with one file."""
-    return hugging_face(tmp_path / "hf", [model()])
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -86,17 +72,51 @@ def test_bad_checkpoints(folder, tmp_path, capsys, monkeypatch, command):
 def test_outputs_that_would_do_harm(folder, single, tmp_path, capsys):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("keep me")
+    (tmp_path / "x.safetensors").mkdir()
     for source, output, message in [
         (folder, folder / "inside", "lie one inside the other"),
         (folder, tmp_path, "lie one inside the other"),
-        (folder, tmp_path / "notes", "is no model directory"),
+        (folder, tmp_path / "notes", "notes: holds what the output would not replace (diary.txt); choose another"),
         (folder, single, "is a directory, not a file"),
-        (folder, tmp_path / "notes" / "diary.txt", "is no model directory"),
+        (folder, tmp_path / "notes" / "diary.txt", "exists and is no directory"),
+        (single, tmp_path / "x.safetensors", "exists and is no file"),
         (folder, tmp_path / "notes" / "diary.txt" / "x", "Not a directory"),
         (single, folder / "model.safetensors" / "x.safetensors", "Not a directory"),
     ]:
         args = ("prune", source, "--sparsity", 0.5, "--output", output, "--overwrite")
         assert message in fails(capsys, tmp_path, *args)
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+@pytest.mark.parametrize("place", ["elsewhere", "source", "earlier"])
+def test_files_of_others_in_the_output_are_kept(folder, tmp_path, capsys, place, overwrite):
+    output = {"elsewhere": tmp_path / "mine", "source": folder, "earlier": tmp_path / "out"}[place]
+    assert run("prune", folder, "--sparsity", 0.1, "--output", tmp_path / "out") == 0
+    capsys.readouterr()
+    for file in (
+        ".git/HEAD",
+        ".cache/huggingface/x",
+        *(["notes.md", "checkpoint-5/optimizer.pt"] * (place != "source")),
+    ):
+        (output / file).parent.mkdir(parents=True, exist_ok=True)
+        (output / file).write_text("mine")
+    error = fails(capsys, tmp_path, "prune", folder, "--sparsity", 0.5, "--output", output, *overwrite)
+    assert "holds what the output would not replace (" in error
+    assert ("notes.md, .git/HEAD" if place != "source" else ".git/HEAD, .cache/huggingface/x") in error
+
+
+def test_a_directory_is_no_picture_or_scores(folder, tmp_path, capsys):
+    for args in (("inspect", folder, "--picture"), ("score", folder, "--data", folder / "config.json", "--output")):
+        assert "exists and is no file" in fails(capsys, tmp_path, *args, folder / "vocab", "--overwrite")
+
+
+@pytest.mark.parametrize("command", [("prune", "--sparsity", "0.5", "--output", "out"), ("inspect",), ("verify",)])
+def test_one_model_twice(tmp_path, capsys, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    folder = hugging_face(tmp_path / "m", split(model(), 2))
+    save_file(model(), folder / "model.safetensors")
+    error = fails(capsys, tmp_path, *command, folder, *(["--sparsity", "0.5"] if command == ("verify",) else []))
+    assert "and also model.safetensors, which is what transformers loads; delete" in error
 
 
 def crash_on_second(monkeypatch, error):

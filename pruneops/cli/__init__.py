@@ -100,4 +100,5 @@ def _say(message: str, code: int) -> int:
 def _describe(error: OSError) -> str:
     if error.strerror is None:
         return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    reason = error.strerror.replace("overwrite=True", "--overwrite")
+    return f"{error.filename}: {reason}" if error.filename else reason

@@ -6,15 +6,14 @@ import argparse
 import importlib
 import re
 import time
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from ..checkpoint import Checkpoint
-from ..offline import Limits, Pruning
+from ..checkpoint import Checkpoint, listed
+from ..offline import Limits, Pruning, left_alone
 from ..patterns import parse_pattern
 from ..planning import Plan, make_plan
 from ..report import LayerReport, PruneReport
@@ -25,16 +24,16 @@ from . import console
 _ABOUT = """
 Write a copy of a checkpoint in which the weights of smallest magnitude are zero. Pruned are the tensors named
 *.weight with two or more dimensions, in float64, float32, bfloat16 or float16. Left alone by default are, by their
-names, embeddings (names with 'embed', or ending in wte, wpe, shared, relative_attention_bias), norms (last part with
-'norm' or beginning with 'ln') and output heads (lm_head, embed_out, classifier, score, qa_outputs, head, heads,
-cls.predictions.decoder, output). Exactly int(sparsity * n) of n entries or blocks are pruned.
+names, embeddings ('embed' in one of the last three parts, or ending in wte, wpe, shared, relative_attention_bias),
+norms (last part with 'norm' or beginning with 'ln'), output heads (lm_head, embed_out, classifier, score, qa_outputs,
+head, heads, cls.predictions.decoder, output), adapters (such as lora_A) and routers of experts. Exactly
+int(sparsity * n) of n entries or blocks are pruned.
 """
 _NAMES = (
     "excluded by default: a glob of tensor names, with or without .weight, or re: and a regular expression; repeatable"
 )
 #: Tables with more rows show one row for the tensors whose names differ only in their numbers.
 _MOST_ROWS = 50
-_WEIGHT_SUFFIXES = {".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", ".pth", ".safetensors"}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,7 +47,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--output", metavar="DIR", type=Path,
         help="where to write: a directory, made with its parents; for a .safetensors file also a new file name",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output when the new is complete")
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="replace an earlier output when the new is complete; a directory with other files in it is refused",
+    )  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what would be pruned and the memory needed")
     console.add_json(parser)
     how = parser.add_argument_group("what to prune")
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         checkpoint, parse_pattern(args.pattern), scope=scope, include=args.include, exclude=args.exclude,
         on_indivisible=args.on_indivisible,
     )  # fmt: skip
-    output = None if args.output is None else _target(checkpoint, args.output, args.overwrite)
+    output = None if args.output is None else _target(checkpoint, args.output)
     seconds = {"read": time.perf_counter() - start}
     pruning = _run(plan, limits, scores, None if args.dry_run else output, args.overwrite)
     report = pruning.report()
@@ -108,15 +110,15 @@ def run(args: argparse.Namespace) -> None:
         "sparsity_asked": asked,
         **report.to_dict(),
         "seconds": seconds | pruning.seconds,
-        "skipped": plan.skipped,
-        "copied_unpruned": _other_weights(checkpoint),
+        "skipped": left_alone(plan),
+        "copied_unpruned": checkpoint.other_weights(),
         "memory_bytes": plan.memory_bytes,
         "disk_bytes": plan.disk_bytes,
     }
     if args.json:
         console.print_json(document)
     else:
-        _show(report, document)
+        _show(checkpoint, report, document)
 
 
 def _ranked_by(args: argparse.Namespace) -> SavedScores | CriterionScores | None:
@@ -131,21 +133,16 @@ def _ranked_by(args: argparse.Namespace) -> SavedScores | CriterionScores | None
     return None if args.criterion == "magnitude" else CriterionScores(args.criterion)
 
 
-def _target(checkpoint: Checkpoint, output: Path, overwrite: bool) -> Path:
-    """The file or directory to make; an error where that would touch more than an earlier output."""
+def _target(checkpoint: Checkpoint, output: Path) -> Path:
+    """The file or directory to make; writing it touches no more than an earlier output there."""
     is_file_name = output.suffix == ".safetensors"
     if not checkpoint.path.is_dir():
-        target = output if is_file_name else output / checkpoint.path.name
-        if target.is_dir():
-            raise ValueError(f"{target} is a directory; the output of a file is a file")
-        return target
+        return output if is_file_name else output / checkpoint.path.name
     if is_file_name:
         raise ValueError(f"{output}: the output of a model directory is a directory, not a file")
     source, target = checkpoint.path.resolve(), output.resolve()
     if source in target.parents or target in source.parents:
         raise ValueError(f"{output} and the checkpoint {checkpoint.path} lie one inside the other")
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not any(target.glob("*.safetensors"))):
-        raise ValueError(f"{output} exists and is no model directory; it is not replaced, even with --overwrite")
     return output
 
 
@@ -167,26 +164,19 @@ def _run(
     return pruning
 
 
-def _other_weights(checkpoint: Checkpoint) -> list[str]:
-    """Side files that hold weights of their own, which the output keeps dense."""
-    return [str(file) for file in checkpoint.side_files() if file.suffix in _WEIGHT_SUFFIXES]
-
-
-def _show(report: PruneReport, document: dict[str, Any]) -> None:
+def _show(checkpoint: Checkpoint, report: PruneReport, document: dict[str, Any]) -> None:
     out = console.output()
     out.print(_table(report))
-    for line in _notes(report, document):
+    for line in _notes(checkpoint, report, document):
         out.print(line, soft_wrap=True)
 
 
-def _notes(report: PruneReport, document: dict[str, Any]) -> Iterator[str]:
+def _notes(checkpoint: Checkpoint, report: PruneReport, document: dict[str, Any]) -> Iterator[str]:
     """The lines below the table."""
     asked, pruned = console.percent(document["sparsity_asked"]), report.total - report.kept
     yield f"asked {asked}, reached {console.percent(report.sparsity)}: {pruned:,} of {report.total:,} weights pruned"
     yield ", ".join(f"{part} {seconds:.3f} s" for part, seconds in document["seconds"].items())
-    for reason, count in Counter(document["skipped"].values()).items():
-        first = next(name for name, why in document["skipped"].items() if why == reason)
-        yield f"left alone, {reason}: {first}" + (f" and {count - 1} more" if count > 1 else "")
+    yield from skipped_lines(checkpoint, document["skipped"])
     for file in document["copied_unpruned"]:
         yield f"copied as it is, with dense weights: {file}"
     if document["dry_run"]:
@@ -194,6 +184,14 @@ def _notes(report: PruneReport, document: dict[str, Any]) -> Iterator[str]:
         yield f"memory needed beside the mapped files: {memory}; size of the output: {disk}; nothing was written"
     else:
         yield f"written to {document['output']}"
+
+
+def skipped_lines(checkpoint: Checkpoint, skipped: dict[str, str]) -> Iterator[str]:
+    """A line for each reason why tensors of a checkpoint are left alone, with their share of it."""
+    for reason in dict.fromkeys(skipped.values()):
+        names = [name for name, why in skipped.items() if why == reason]
+        share_of_all = console.percent(checkpoint.share(names))
+        yield f"left alone, {reason}, {share_of_all} of all weights: {listed(names, 3)}"
 
 
 def _table(report: PruneReport) -> Table:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, listed
 from ..planning import make_plan
 from ..score_files import save_scores
 from ..scoring import CRITERIA, load_model, sample_tokens, score_checkpoint
+from ..staging import check_target
 from . import console
 
 _ABOUT = """
@@ -45,12 +46,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no text in UTF-8: {error}") from error
+
+
 def run(args: argparse.Namespace) -> None:
     """Score the model and save the scores."""
-    if args.output.exists() and not args.overwrite:
-        raise ValueError(f"{args.output}: exists already; --overwrite replaces it")
+    check_target(args.output, args.overwrite)  # before the long reading
     start = time.perf_counter()
-    text = args.data.read_text(encoding="utf-8")
+    text = _read_text(args.data)
     checkpoint = Checkpoint(args.checkpoint)
     plan = make_plan(checkpoint, "1x1", include=args.include, exclude=args.exclude)
     model, tokenizer = load_model(args.checkpoint)
@@ -75,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
         return
     out = console.output()
     out.print(f"{args.criterion}: {len(scores)} tensors scored on {pieces.numel():,} tokens")
-    for name in left_out:
-        out.print(f"left out, no linear layer: {name}")
+    if left_out:
+        names = listed(left_out, 3)
+        out.print(f"not scored, the loaded model has no linear layer of the name: {names}", soft_wrap=True)
+        out.print("to prune by these scores, leave them out with --exclude", soft_wrap=True)
     out.print(f"written to {args.output}, {console.size_text(document['bytes'])}, {document['seconds']:.1f} s")

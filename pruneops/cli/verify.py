@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint
 from ..selection import SCOPES
 from ..verification import Verification, verify
 from . import console
-from .prune import share
+from .prune import share, skipped_lines
 
 _ABOUT = """
 Prove what a checkpoint is: that at least int(sparsity * n) of its n weights (or blocks, altogether) are zero, and that
@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         console.print_json({"checkpoint": str(args.checkpoint), **found.to_dict()})
     else:
-        _show(found, args.checkpoint)
+        _show(found, checkpoint)
     return 0 if found.ok else 1
 
 
-def _show(found: Verification, path: Path) -> None:
-    table = Table(title=str(path), show_footer=True)
+def _show(found: Verification, checkpoint: Checkpoint) -> None:
+    table = Table(title=str(checkpoint.path), show_footer=True)
     table.add_column("tensor", f"total of {len(found.tensors)}", overflow="fold")
     table.add_column("shape (out x in)")
     table.add_column("units", f"{found.units:,}", justify="right")
@@ -63,6 +63,10 @@ def _show(found: Verification, path: Path) -> None:
         table.add_row(x.name, shape, f"{x.units:,}", f"{x.pruned:,}", sparsity, f"{x.broken:,}")
     out = console.output()
     out.print(table)
+    for line in skipped_lines(checkpoint, found.skipped):
+        out.print(line, soft_wrap=True)
+    for file in found.unchecked:
+        out.print(f"not checked, may hold dense weights: {file}", soft_wrap=True)
     claim = f"sparsity {found.sparsity:g}, pattern {found.pattern}, scope {found.scope}"
     for problem in found.problems:
         out.print(problem)

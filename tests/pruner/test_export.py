@@ -22,7 +22,7 @@ def test_a_dense_file_holds_the_zeros(tmp_path):
     other = Model(seed=1)
     load_model(other, path)
     assert same_state(model, other)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="exists already; overwrite=True replaces it"):
         save_dense(model, path)
     save_dense(model, path, overwrite=True)
 

@@ -44,6 +44,21 @@ def test_masks_of_a_report_and_of_a_pruner(tmp_path):
     assert all(torch.equal(mask, pruner.masks[name]) for name, mask in load_masks(tmp_path / "b.safetensors").items())
 
 
+def test_a_file_is_replaced_only_when_asked(tmp_path):
+    target = tmp_path / "new" / "model.safetensors"
+    save_masks({"a": torch.ones(2) > 0}, target)
+    before = target.read_bytes()
+    with pytest.raises(FileExistsError, match="exists already; overwrite=True replaces it"):
+        save_masks({"b": torch.ones(2) > 0}, target)
+    assert target.read_bytes() == before
+    save_masks({"b": torch.ones(2) > 0}, target, overwrite=True)
+    assert load_masks(target).keys() == {"b"}
+    with pytest.raises(FileExistsError, match="is no file"):
+        save_masks({"b": torch.ones(2) > 0}, tmp_path / "new", overwrite=True)
+    with pytest.raises(OSError, match="Not a directory"):
+        save_masks({"b": torch.ones(2) > 0}, target / "x")
+
+
 def test_bad_input(tmp_path):
     target = tmp_path / "m.safetensors"
     with pytest.raises(TypeError, match=r"masks\['b'\] must be a bool tensor, got torch.float32"):

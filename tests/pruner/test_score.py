@@ -1,12 +1,15 @@
 """``pruneops score`` and ``pruneops prune --scores``: one pass over a text, every sparsity."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from checkpoints import fails, load, run, run_json
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 transformers = pytest.importorskip("transformers")
 
@@ -14,7 +17,7 @@ import pruneops  # noqa: E402
 from pruneops.calibration import calibrate  # noqa: E402
 from pruneops.checkpoint import Checkpoint  # noqa: E402
 from pruneops.score_files import SavedScores, save_scores  # noqa: E402
-from pruneops.scoring import sample_tokens  # noqa: E402
+from pruneops.scoring import sample_tokens, score_checkpoint  # noqa: E402
 
 TEXT = " ".join(f"word{i * i % 37}" for i in range(900))
 
@@ -124,6 +127,50 @@ def test_a_checkpoint_without_the_prefix_of_the_model(folder, tmp_path):
     assert all(torch.equal(first[f"transformer.{name}"], norm) for name, norm in second.items())
 
 
+def test_tensors_that_the_model_keeps_elsewhere(folder, tmp_path, capsys):
+    """As the experts of a Mixtral checkpoint, which transformers stacks when it loads them."""
+    path = tmp_path / "model"
+    shutil.copytree(folder, path)
+    expert = "transformer.h.0.experts.3.w2.weight"
+    save_file(load(path) | {expert: torch.randn(8, 8)}, path / "model.safetensors", metadata={"format": "pt"})
+    file, options = tmp_path / "a.safetensors", ("--samples", "6", "--length", "16")
+    assert run("score", path, "--data", folder.parent / "text.txt", "--output", file, *options) == 0
+    out = capsys.readouterr().out
+    assert f"not scored, the loaded model has no linear layer of the name: {expert}\n" in out
+    assert "leave them out with --exclude" in out
+    args = ("prune", path, "--scores", file, "--sparsity", "0.5", "--output", tmp_path / "out")
+    assert f"has no score for {expert}; exclude it (--exclude)" in fails(capsys, tmp_path, *args)
+    assert run(*args, "--exclude", expert) == 0
+
+
+class Experts(nn.Module):
+    """A language model whose token i goes through expert i alone; there is a third that none goes through."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(2, 4)
+        self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, input_ids, labels):
+        used = sorted({int(token) for token in input_ids.flatten()})
+        return SimpleNamespace(loss=sum(self.experts[i](self.embed.weight[i]).square().sum() for i in used))
+
+
+def test_layers_without_a_gradient(tmp_path):
+    model = Experts()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    checkpoint, batches = Checkpoint(tmp_path), [torch.tensor([[0]]), torch.tensor([[1]])]
+    names = [f"experts.{i}.weight" for i in range(3)]
+    found = score_checkpoint(model, checkpoint, names[:2], batches, "snip")
+    first = score_checkpoint(model, checkpoint, names[:1], batches[:1], "snip")
+    assert torch.equal(found[names[0]], first[names[0]])
+    assert (found[names[1]] > 0).all()
+    with pytest.raises(ValueError, match=r"no gradient of the loss reaches experts\.2; exclude"):
+        score_checkpoint(model, checkpoint, names, batches, "snip")
+    with pytest.raises(ValueError, match=r"reaches experts\.1 and 1 more; exclude"):
+        score_checkpoint(model, checkpoint, names[1:], batches[:1], "snip")
+
+
 def test_samples():
     tokens = torch.arange(100)
     found = sample_tokens(tokens, 50, 7, seed=3)
@@ -143,15 +190,18 @@ def test_bad_input(folder, tmp_path, capsys):
         assert message in fails(capsys, tmp_path, *args)
 
     out = ("--output", tmp_path / "new")
-    says("exists already", "score", folder, "--data", text, "--output", file)
+    says("exists already; --overwrite replaces it", "score", folder, "--data", text, "--output", file)
     short = tmp_path / "short.txt"
     short.write_text("word1 word2")
     says("2 tokens, fewer than one sample of 32", "score", folder, "--data", short, *out)
     says("--length is 33, the model takes at most 32", "score", folder, "--data", text, *out, "--length", "33")
     says("must be a whole number", "score", folder, "--data", text, *out, "--samples", "0")
     says("nothing.txt", "score", folder, "--data", tmp_path / "nothing.txt", *out)
-    says("has no score for 'transformer.h.0.attn.c_attn.weight'", "prune", folder, "--scores", file, "--sparsity",
-         "0.5", *out)  # fmt: skip
+    latin = tmp_path / "latin.txt"
+    latin.write_text("über", encoding="latin-1")
+    says("latin.txt: is no text in UTF-8", "score", folder, "--data", latin, *out)
+    says("has no score for transformer.h.0.attn.c_attn.weight and 5 more; exclude it (--exclude)", "prune", folder,
+         "--scores", file, "--sparsity", "0.5", *out)  # fmt: skip
     says("holds no scores", "prune", folder, "--scores", folder / "model.safetensors", "--sparsity", "0.5", *out)
     says("no such file", "prune", folder, "--scores", tmp_path / "none", "--sparsity", "0.5", *out)
 

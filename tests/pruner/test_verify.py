@@ -75,6 +75,20 @@ def test_one_zero_more_is_found_only_when_asked(dense, tmp_path):
     assert "1 more than" in verify(output, 0.5, exact=True).problems[0]
 
 
+def test_other_weight_files_are_named(dense, tmp_path, capsys):
+    output = pruned(dense, tmp_path, "--sparsity", "0.5")
+    (output / "pytorch_model.bin").write_bytes(b"dense")
+    (output / "onnx").mkdir()
+    (output / "onnx" / "model.onnx").write_bytes(b"dense")
+    capsys.readouterr()
+    assert run("verify", output, "--sparsity", "0.5") == 0
+    out = capsys.readouterr().out
+    assert "not checked, may hold dense weights: onnx/model.onnx" in out
+    assert "not checked, may hold dense weights: pytorch_model.bin" in out
+    assert verify(output, 0.5).to_dict()["unchecked"] == ["onnx/model.onnx", "pytorch_model.bin"]
+    assert verify(sorted(output.glob("*.safetensors"))[0], 0.5).unchecked == ()
+
+
 def test_a_dense_model_is_not_sparse(dense):
     assert not verify(dense, 0.01).ok
     assert verify(dense, 0.0).ok
