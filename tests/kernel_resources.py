@@ -48,7 +48,7 @@ class Kernel:
         return max((access.width for access in self.accesses if access.kind == kind), default=0)
 
 
-def _nvcc(source, target, *flags):
+def nvcc(source, target, *flags):
     command = ["nvcc", f"-{target.suffix[1:]}", *flags, str(source), "-o", str(target)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -60,8 +60,8 @@ def _compile(source, arch):
     """The kernels of a source file: to PTX, and from there to the machine's code."""
     with tempfile.TemporaryDirectory() as folder:
         middle = Path(folder) / f"{source.stem}.ptx"
-        _nvcc(source, middle, *FLAGS, f"-arch={arch}")
-        log = _nvcc(middle, middle.with_suffix(".cubin"), f"-arch={arch}", "-Xptxas=-v")
+        nvcc(source, middle, *FLAGS, f"-arch={arch}")
+        log = nvcc(middle, middle.with_suffix(".cubin"), f"-arch={arch}", "-Xptxas=-v")
         text = ptx.kernels(middle.read_text())
     kernels = parse(source.name, log)
     for kernel in kernels:

@@ -1,13 +1,16 @@
 """The CUDA kernels as they are compiled: no spills, no local memory, and 16 bytes at a time in the hot loops."""
 
+import re
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import kernel_resources
 import ptx
 import pytest
 
+ROOT = Path(__file__).parents[1]
 compiled = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not there")
 
 #: Bytes of a thread's 8 entries: of scores, weights and gradients in each dtype that a float holds, of words that a
@@ -281,3 +284,19 @@ def test_the_log_of_ptxas_is_understood():
     assert kernel_resources.parse("f.cu", log) == [
         kernel_resources.Kernel("f.cu", "_Z1f", registers=40, shared=8192, local=16, spilled=12)
     ]
+
+
+def shipped_archs():
+    """The architectures that setup.py builds for where nobody chooses, but the one that is compiled above."""
+    archs = re.search(r'^DEFAULT_ARCHS = "(.*)"$', (ROOT / "setup.py").read_text(), re.M)[1].split()
+    return [f"sm_{arch.removesuffix('+PTX').replace('.', '')}" for arch in archs if arch != "9.0"]
+
+
+@compiled
+@pytest.mark.parametrize("arch", shipped_archs())
+def test_every_source_compiles_for_what_is_shipped(arch, tmp_path):
+    # Without optimisation, which takes seconds and not minutes: each architecture chooses code of its own.
+    for source in sorted(kernel_resources.CUDA.glob("*.cu")):
+        target = tmp_path / f"{source.stem}.ptx"
+        kernel_resources.nvcc(source, target, *kernel_resources.FLAGS, "-Xcicc", "-O0", f"-arch={arch}")
+        assert ptx.kernels(target.read_text())
