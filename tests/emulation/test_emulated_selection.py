@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from driver import READS_GRAD, assert_mask, undefined_mask
+from driver import READS_GRAD, Backend, assert_mask, undefined_mask
 from hostile import DTYPES, VALUES, values
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,22 +84,28 @@ HOWS = [{}, {"packed": True}, {"strict": True}, {"strict": True, "packed": True}
 #: Beside each way a turn, another one where one thing differs: what alternates by turns meets bytes and bits, strict
 #: and not, without meeting all four ways.
 IN_TURNS = list(zip(HOWS, (0, 1, 1, 0), strict=True))
-MANY = 20_013
+
+
+def many(backend):
+    """So many entries that they are sampled; the emulated kernels are built to sample fewer than others."""
+    return 2**18 + 4321 if backend.name == "cpu" else 20_013
 
 
 @pytest.mark.parametrize(("how", "turn"), IN_TURNS)
 @pytest.mark.parametrize("name", VALUES)
 def test_topk_of_many(backend, name, how, turn):
-    score = values(name, (MANY,))
-    for i, keep in enumerate((3, MANY // 2, MANY - 2500)):
+    n = many(backend)
+    score = values(name, (n,))
+    for i, keep in enumerate((3, n // 2, n - n // 8)):
         check_topk(backend, [score], keep, ties=("exact", "threshold")[(i + turn) % 2], **how)
 
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_topk_of_many_of_each_dtype(backend, dtype, how):
+    n = many(backend)
     for name in ("normal", "wide_range", "mostly_zero"):
-        check_topk(backend, [values(name, (MANY,), dtype)], MANY // 2, dtypes=[dtype], **how)
+        check_topk(backend, [values(name, (n,), dtype)], n // 2, dtypes=[dtype], **how)
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -113,9 +119,25 @@ def test_topk_with_ties_in_parts_of_several_tiles(backend, name):
         check_topk(backend, [values(name, (n,), seed=n) for n in (160_000, 9)], keep)
 
 
+def first_pass(backend, scores, k):
+    """What the CPU kernels sample of scores, as positions of all; and how their first pass with it ends: "found", or
+    with a bracket "above" the k-th smallest, "below" it, or "around" too many."""
+    device = [backend.array(score) for score in scores]
+    reads, low, high, is_found = backend.kernels.first_pass(backend._select_all(device, [None] * len(scores)), k)
+    begins = np.cumsum([0, *(score.size for score in scores)])
+    sampled = np.concatenate([np.arange(n) + begins[i] + at for i, at, n in reads])
+    keys = np.sort(oracle.key_bits(np.concatenate([score.ravel() for score in scores])))
+    end = "above" if keys[k - 1] < low else "below" if keys[k - 1] > high else "found" if is_found else "around"
+    assert is_found == (end == "found")
+    return sampled, end
+
+
 def sampled(backend, n):
-    """Where the kernels take their samples of ``n`` entries."""
-    return [backend.module.sample_position(j, n // 64, n) for j in range(n // 64)]
+    """Where the kernels take their samples of ``n`` entries: on the CPU runs of 64 neighbours, and then single ones."""
+    if backend.name == "cuda":
+        return [backend.module.sample_position(j, n // 64, n) for j in range(n // 64)]
+    # Neighbours are so alike that single entries are sampled too.
+    return first_pass(backend, [np.float32(np.arange(n) // 64 % 2)], n // 2)[0]
 
 
 #: Where samples are that mislead: above or below all other entries, or on both sides of them with the bracket between.
@@ -123,36 +145,94 @@ MISLEADING = {
     "above": lambda rng, size: 10 + rng.random(size),
     "below": lambda rng, size: -10 - rng.random(size),
     "around": lambda rng, size: rng.choice([-10, 10], size) + rng.random(size),
+    "neighbours alike": lambda rng, size: np.repeat(rng.choice([-10, 10], size // 64 + 1), 64)[:size],
     "equal, above": lambda rng, size: np.full(size, 10),
     "equal, inside": lambda rng, size: np.full(size, 0.5),
 }
 
 
+def misleading(backend, name, levels):
+    """Scores of so many levels, but for those that are sampled."""
+    rng = np.random.default_rng(0)
+    score = (rng.integers(0, levels, many(backend)) / levels).astype(np.float32)
+    positions = sampled(backend, score.size)
+    score[positions] = MISLEADING[name](rng, len(positions))
+    return score
+
+
+#: How the first pass over them ends on the CPU where half of the scores are kept, and where a tenth is.
+ENDS = {
+    "above": ("above", "above"),
+    "below": ("below", "below"),
+    "around": ("around", "above"),
+    "neighbours alike": ("below", "above"),
+    "equal, above": ("above", "above"),
+    "equal, inside": ("found", "below"),
+}
+
+
+@pytest.fixture
+def cpu(emulation):
+    return Backend(emulation, "cpu", 1)
+
+
+@pytest.mark.parametrize("name", MISLEADING)
+def test_the_cpu_is_misled(cpu, name):
+    n = many(cpu)
+    for levels in (4, 1 << 20):
+        score = misleading(cpu, name, levels)
+        for keep, expected in zip((n // 2, n // 10), ENDS[name], strict=True):
+            positions, end = first_pass(cpu, [score], n - keep)
+            assert end == expected
+            # Single entries are sampled too where neighbours are alike.
+            assert (positions.size == sampled(cpu, n).size) == (name == "neighbours alike")
+
+
+def test_the_cpu_samples_the_last_size_of_the_tests_of_operators(cpu):
+    from ops.test_update_topk_mask import SIZES
+
+    first_pass(cpu, [np.zeros(SIZES[-1], np.float32)], 1)
+    with pytest.raises(ValueError, match="so few entries are not sampled"):
+        first_pass(cpu, [np.zeros(SIZES[-2], np.float32)], 1)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_the_cpu_is_misled_in_the_tests_of_operators(cpu, alike):
+    from ops import test_large_selection as tests
+
+    runs, single = tests.sampled_on_the_cpu(tests.N)
+    expected = np.concatenate([runs.ravel(), *([single] if alike else [])])
+    ends = {"nan": "below", "inside": "above"}
+    inputs = {(name, x): tests.misleading_scores(name, x, alike) for name in tests.MISLED for x in tests.PLANTED}
+    inputs |= {("updated", x): [tests.misleading_update(x, alike)[1]] for x in tests.MISLED_UPDATES}
+    for (_, planted), scores in inputs.items():
+        positions, end = first_pass(cpu, scores, tests.N - tests.N // 2)
+        assert end == ends.get(planted, planted)
+        assert_same(positions, expected)
+
+
 @pytest.mark.parametrize(("how", "turn"), IN_TURNS)
 @pytest.mark.parametrize("name", MISLEADING)
 def test_topk_of_many_where_the_sample_misleads(backend, name, how, turn):
-    rng = np.random.default_rng(0)
     for i, levels in enumerate((4, 1 << 20)):  # with ties everywhere, and with few
-        score = (rng.integers(0, levels, MANY) / levels).astype(np.float32)
-        positions = sampled(backend, MANY)
-        score[positions] = MISLEADING[name](rng, len(positions))
-        check_topk(backend, [score], MANY // (2, 10)[(i + turn) % 2], **how)
+        score = misleading(backend, name, levels)
+        check_topk(backend, [score], score.size // (2, 10)[(i + turn) % 2], **how)
 
 
 @pytest.mark.parametrize(("how", "turn"), IN_TURNS)
 def test_topk_with_ties_at_every_place_of_the_bracket(backend, how, turn):
     # A value that fills the bracket is both ends of it; others lie at one end, or strictly inside.
-    rng = np.random.default_rng(1)
+    rng, n = np.random.default_rng(1), many(backend)
     for levels in (1, 2, 7, 40, 300):
-        score = rng.integers(0, levels, MANY).astype(np.float32)
-        for keep in (1, MANY // 3, MANY // 2, MANY - 1)[turn::2]:
+        score = rng.integers(0, levels, n).astype(np.float32)
+        for keep in (1, n // 3, n // 2, n - 1)[turn::2]:
             check_topk(backend, [score], keep, **how)
 
 
 @pytest.mark.parametrize(("how", "turn"), IN_TURNS)
 def test_topk_of_many_tensors(backend, how, turn):
     # More than a table holds, of mixed dtypes, with ties across their bounds.
-    sizes = [i % 61 for i in range(520)]
+    sizes = [i % 61 * (many(backend) // 15_000) for i in range(520)]
     dtypes = [("float32", "bfloat16")[i % 2] for i in range(520)]
     scores = [
         values("few_distinct" if i % 3 else "normal", (n,), d, i)
@@ -162,22 +242,20 @@ def test_topk_of_many_tensors(backend, how, turn):
 
 
 def test_kth_of_many(backend):
+    n = many(backend)
     for name in ("normal", "few_distinct", "everything", "mostly_zero"):
-        score = values(name, (MANY,))
+        score = values(name, (n,))
         device = [backend.array(score)]
-        for k in (1, 77, MANY // 2, MANY):
+        for k in (1, 77, n // 2, n):
             assert_same(np.float32(backend.kth_value(device, k)), np.float32(oracle.kth_value([score], k)))
 
 
-def test_kth_of_many_where_the_sample_misleads(backend):
-    rng = np.random.default_rng(0)
-    score = rng.random(MANY).astype(np.float32)
-    positions = sampled(backend, MANY)
-    for mislead in MISLEADING.values():
-        score[positions] = mislead(rng, len(positions))
-        device = [backend.array(score)]
-        for k in (MANY // 10, MANY // 2):
-            assert backend.kth_value(device, k) == np.float32(oracle.kth_value([score], k))
+@pytest.mark.parametrize("name", MISLEADING)
+def test_kth_of_many_where_the_sample_misleads(backend, name):
+    score = misleading(backend, name, 1 << 20)
+    device = [backend.array(score)]
+    for k in (score.size // 10, score.size // 2):
+        assert backend.kth_value(device, k) == np.float32(oracle.kth_value([score], k))
 
 
 def check_update_topk(backend, entries, keep, *, ties="exact", packed=False, **how):
@@ -199,10 +277,21 @@ def test_update_and_topk_of_one_dtype(backend, packed):
         check_update_topk(backend, entries, keep, alpha=0.9, packed=packed)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", MISLEADING)
+def test_update_and_topk_where_the_sample_misleads(backend, name, packed):
+    score = misleading(backend, name, 1 << 20)
+    # So little is added that the sample still lies where it did among the others.
+    weight, grad = np.full(score.size, 0.25, np.float32), values("few_distinct", score.shape)
+    for ties in ("exact", "threshold"):
+        entries = [(score, weight, grad, "float32")]
+        check_update_topk(backend, entries, score.size // 2, alpha=0.9, ties=ties, packed=packed)
+
+
 @pytest.mark.parametrize("ties", ["exact", "threshold"])
 @pytest.mark.parametrize("name", ["normal", "few_distinct", "everything", "all_zero"])
 def test_update_and_topk(backend, name, ties):
-    shapes = [(0,), (5, 7), (9000,), (1,), (1025,), (700,)]
+    shapes = [(0,), (5, 7), (many(backend),), (1,), (1025,), (700,)]
     kinds = ["float32", "float32", "bfloat16", "float64", "float16", "float32"]
     entries = [
         (*(values(name, shape, d, 3 * i + j) for j in range(3)), d)
@@ -210,7 +299,7 @@ def test_update_and_topk(backend, name, ties):
     ]
     hows = ({"alpha": 0.9}, {"alpha": 0.0, "grad_scale": 3.0}, {"alpha": 0.5, "found_inf": 1.0})
     for i, how in enumerate(hows, ties == "exact"):
-        for keep in (0, 1, 5000, 10_761)[i % 2 :: 2]:
+        for keep in (0, 1, 10_000, many(backend) + 1761)[i % 2 :: 2]:
             check_update_topk(backend, entries, keep, ties=ties, **how)
 
 
@@ -383,11 +472,11 @@ def test_metrics_of_many(backend, metric, dtypes):
     # A pass over whole tiles, and over some that are not.
     turn = METRICS.index(metric) + DTYPE_PAIRS.index(dtypes)
     name, packed = ("normal", "few_distinct", "everything")[turn % 3], turn % 2 == 0
-    shapes = [(100, 200), (7, 301)]
+    shapes = [(many(backend) // 200, 200), (7, 301)]
     inputs = [metric_inputs(backend, metric, shape, dtypes, name, 10 * i) for i, shape in enumerate(shapes)]
     weights, arrays, scores = zip(*inputs, strict=True)
     listed = {f"{key}s": [a[key] for a in arrays] for key in ("grad", "norm")}
-    for keep in (300, 11_000):
+    for keep in (300, many(backend) // 2):
         masks = [undefined_mask(backend, shape, packed) for shape in shapes]
         backend.topk_mask(weights, masks, keep, metric=metric, **listed)
         for mask, expected in zip(masks, oracle.topk_mask(scores, keep), strict=True):

@@ -9,19 +9,21 @@ from tensors import assert_all_same, assert_same, bits, tensor
 
 from pruneops import ops
 
-#: Below and above the size from which the CPU passes over the data once.
-SIZES = (0, 1, 1000, 2**15 - 1, 2**17 + 4321)
+#: The last two are below and above the size from which the CPU passes over the data once; tests/emulation knows.
+SIZES = (0, 1, 1000, 2**18 - 1, 2**18 + 4321)
 
 
-def check(device, n, name="normal", *, keep, dtypes=("float32",) * 3, ties="exact", **how):
-    score, weight, grad = (values(name, (n,), dtype, seed=i) for i, dtype in enumerate(dtypes))
-    scores, weights, grads = (tensor(x, d, device) for x, d in zip((score, weight, grad), dtypes, strict=True))
-    scalars = {"metric": "snip", "alpha": 0.9, **how}
-    mask = ops.update_topk_mask_(scores, weights, grads, keep=keep, ties=ties, **scalars)
-    scalars = {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in scalars.items()}
-    updated = oracle.update_scores(score, weight, grad, dtype=dtypes[0], **scalars)
-    assert_same(scores, updated)
-    assert_same(mask, oracle.topk_mask([updated], keep, ties)[0])
+def check(device, n, name="normal", *, keep, dtypes=("float32",) * 3, **how):
+    arrays = [values(name, (n,), dtype, seed=i) for i, dtype in enumerate(dtypes)]
+    how = {"metric": "snip", "alpha": 0.9, **how}
+    scalars = {k: v.item() if isinstance(v, torch.Tensor) else v for k, v in how.items()}
+    updated = oracle.update_scores(*arrays, dtype=dtypes[0], **scalars)
+    for ties, packed in (("exact", False), ("threshold", True)):
+        (expected,) = oracle.topk_mask([updated], keep, ties)
+        scores, *inputs = (tensor(x, d, device) for x, d in zip(arrays, dtypes, strict=True))
+        mask = ops.update_topk_mask_(scores, *inputs, keep=keep, ties=ties, packed=packed, **how)
+        assert_same(scores, updated)
+        assert_same(mask, np.packbits(expected, bitorder="little") if packed else expected)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -32,8 +34,7 @@ def test_sizes(device, n):
 
 @pytest.mark.parametrize("name", VALUES)
 def test_values(device, name):
-    for ties in ("exact", "threshold"):
-        check(device, SIZES[-1], name, keep=SIZES[-1] // 2, ties=ties)
+    check(device, SIZES[-1], name, keep=SIZES[-1] // 2)
 
 
 @pytest.mark.parametrize("dtypes", [("bfloat16",) * 3, ("float32", "bfloat16", "bfloat16"), ("float64",) * 3,
@@ -52,7 +53,7 @@ def test_scalars(device):
 
 @pytest.mark.parametrize("layout", layouts(2))
 def test_layouts_and_lists(device, layout):
-    arrays = [[values("few_distinct", shape, seed=i) for shape in ((30, 40), (0, 3), (400, 400))] for i in range(3)]
+    arrays = [[values("few_distinct", shape, seed=i) for shape in ((30, 40), (0, 3), (520, 520))] for i in range(3)]
     scores, weights, grads = ([tensor(x, device=device, layout=layout) for x in part] for part in arrays)
     out = [tensor(np.zeros(x.shape, bool), device=device, layout=layout) for x in arrays[0]]
     assert ops.update_topk_mask_(scores, weights, grads, metric="snip", alpha=0.5, sparsity=0.5, out=out) is out
@@ -60,6 +61,7 @@ def test_layouts_and_lists(device, layout):
         oracle.update_scores(*entry, dtype="float32", metric="snip", alpha=0.5) for entry in zip(*arrays, strict=True)
     ]
     total = sum(x.size for x in updated)
+    assert total >= SIZES[-1]
     assert_all_same(scores, updated)
     assert_all_same(out, oracle.topk_mask(updated, total - total // 2))
 

@@ -6,6 +6,7 @@
 
 #include <sys/mman.h>
 
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -17,6 +18,11 @@
 #include "../../../csrc/cuda/kernels.h"
 #include "../../../csrc/cuda/plan.cuh"
 #include "../../../csrc/math/bracket.h"
+
+// The CPU kernels' parts, of which only those of one pass are called here.
+#pragma GCC diagnostic ignored "-Wunused-function"
+#define PRUNEOPS_ISA baseline
+#include "../../../csrc/cpu/loops/topk.h"
 
 namespace py = pybind11;
 using namespace pruneops;
@@ -196,8 +202,35 @@ void bind_cuda(py::module_ m) {
   m.def("gather_slabs", Cuda::gather_slabs);
 }
 
+// The scores of a selection, with a note of what is sampled of them: (tensor, first entry, entries).
+struct NotedKeys : cpu::baseline::MetricKeys<float> {
+  std::vector<std::array<int64_t, 3>>* reads;
+
+  void peek(int64_t i, int64_t at, int64_t n, float* scores) const {
+    reads->push_back({i, at, n});
+    MetricKeys::peek(i, at, n, scores);
+  }
+};
+
+// What the CPU kernels sample of stored scores to find the k-th smallest, the ends of the bracket that they
+// make of it as keys, and whether a pass with this bracket finds it.
+py::tuple first_pass(const std::vector<SelectTensor>& tensors, int64_t k) {
+  using namespace cpu::baseline;
+  const auto count = static_cast<int64_t>(tensors.size());
+  const int64_t total = Totals(tensors.data(), count).entries;
+  if (total < kBracketFrom) throw std::invalid_argument("so few entries are not sampled");
+  std::vector<std::array<int64_t, 3>> reads;
+  const NotedKeys source{{tensors.data(), Metric::stored}, &reads};
+  const auto plan = plan_by_sample<float>(tensors.data(), count, total, source, k, kAlone);
+  SelectTiles tiles(tensors.data(), count);
+  BracketSelection<float, NotedKeys> selection(tensors.data(), tiles, source, k, plan.bracket, plan.capacity,
+                                               kAlone);
+  return py::make_tuple(reads, plan.bracket.low, plan.bracket.high, selection.run(false));
+}
+
 void bind_cpu(py::module_ m) {
   using cpu::kernels;
+  m.def("first_pass", first_pass);
   m.def("set_threads", [](int threads) { cpu_threads = threads; });
   m.def("update_scores", [](const std::vector<UpdateTensor>& tensors, const UpdateRule& rule) {
     kernels().update_scores(tensors.data(), tensors.size(), rule, pool());
