@@ -89,7 +89,7 @@ class Case:
     floor: float
     data: Callable[[], Any]
     contenders: Contenders
-    #: A main case, run first; the first one of an operator is in the short table and in the picture.
+    #: A main case, run first; the first one of an operator may be in the short table and in the picture.
     headline: bool = False
     #: Whether contenders may be called in any order: what one leaves behind in the data is not in the way of another.
     in_turns: bool = True

@@ -1,4 +1,4 @@
-"""The picture: each main case's fraction of the copy bandwidth, peers beside it."""
+"""The picture: the fraction of the copy bandwidth of each case of the short table, peers beside it."""
 
 from __future__ import annotations
 

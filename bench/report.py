@@ -10,9 +10,6 @@ from .picture import draw
 from .results import Result, Row, Run, decimal, load, span
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-#: What the README shows, in this order: a whole step, then its parts.
-SHORT = ("prune step", "update_scores_", "update_block_scores_", "topk_mask", "row_topk_mask", "nm_mask",
-         "apply_masks_", "gradient sensitivity")  # fmt: skip
 NOT_MEASURED = "not measured"
 
 
@@ -84,9 +81,8 @@ def machine(run: Run) -> str:
 def short_table(runs: dict[str, Run]) -> str:
     """A whole step and its parts: one line each, with the GPU's figure beside the CPU's."""
     cpu, cuda = (runs.get(device, Run(device)) for device in ("cpu", "cuda"))
-    main = {row.op: row for run in (cuda, cpu) for row in run.headlines()}
     lines = []
-    for key in [(op, main[op].case) for op in SHORT if op in main]:
+    for key in dict.fromkeys((row.op, row.case) for run in (cpu, cuda) for row in run.headlines()):
         row, gpu = cpu.rows.get(key), cuda.rows.get(key)
         cells = [NOT_MEASURED] * 4
         if row:

@@ -13,6 +13,10 @@ from .common import OURS
 #: the median, and the best copy of the run.
 STATISTIC = {"cpu": "min", "cuda": "median"}
 
+#: What the short table and the picture show, in this order: a whole step, then its parts.
+SHORT = ("prune step", "update_scores_", "update_block_scores_", "topk_mask", "row_topk_mask", "nm_mask",
+         "apply_masks_", "gradient sensitivity")  # fmt: skip
+
 
 def decimal(x: float) -> str:
     """A fraction with two digits that mean something."""
@@ -82,12 +86,12 @@ class Run:
     rows: dict[tuple[str, str], Row] = field(default_factory=dict)
 
     def headlines(self) -> list[Row]:
-        """The first main case of each operator."""
+        """The first main case of each operator that is shown."""
         first: dict[str, Row] = {}
         for row in self.rows.values():
             if row.headline:
                 first.setdefault(row.op, row)
-        return list(first.values())
+        return [first[op] for op in SHORT if op in first]
 
 
 def load(paths: list[Path]) -> dict[str, Run]:
