@@ -34,6 +34,9 @@ demo: $(VENV)/.demo
 test: lint
 	$(MAKE) --jobs=2 pytest sanitize
 
+# Several runs share the processors: threads of one that wait must not keep those of another from working.
+pytest sanitize: export OMP_WAIT_POLICY := passive
+
 pytest: $(VENV)/.dev $(INC)/.installed
 	$(BIN)/python -m pytest
 	PYTHONPATH=$(INC) $(BIN)/python -m pytest $(INC_TESTS)

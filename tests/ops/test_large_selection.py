@@ -136,7 +136,7 @@ def test_memory_on_the_cpu():
         select = partial(ops.topk_mask, score, sparsity=0.5, strict=strict, packed=True, out=out)
         select()  # memory of the mask, and what is kept between calls
         peaks[strict] = peak_extra(select, "cpu")
-    assert peaks[False] < 0.03 * score.nbytes + 16e6
+    assert peaks[False] < 0.06 * score.nbytes + 16e6
     # A bound that a selection which is not strict exceeds here.
     assert peaks[True] < 8 * 2**20 < peaks[False]
 
