@@ -323,7 +323,7 @@ FAULTS = [
     Fault(
         "streams: spans of a part too many",
         "cuda/stream.cuh",
-        "(t.block.m / kSpan) - part * task.part_rows",
+        "(t.block.m / kSpan) - int64_t{part} * task.part_rows",
         "t.block.m / kSpan",
     ),
     Fault("parts: last one too long", "cuda/block.cuh", "min64(cut.part_rows, t.block.n - first)", "cut.part_rows"),

@@ -164,5 +164,5 @@ def test_any_slabs(any_backend, data, outer, instances, stride):
 
 def test_both_backends_have_every_kernel(emulation):
     both = [{name for name in dir(module) if name[0] != "_"} for module in (emulation.cuda, emulation.cpu)]
-    assert both[0] == both[1] - {"set_threads"}
+    assert both[0] == both[1] - {"set_threads", "first_pass"}
     assert len(both[0]) == 14
