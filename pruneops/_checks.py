@@ -51,6 +51,17 @@ def _keys_of(given: Given) -> Iterable[Any]:
     return range(len(given)) if isinstance(given, list) else given or ()
 
 
+def listed(names: Sequence[object], most: int = 1) -> str:
+    """The first names for a message, and how many more there are.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
 class Checker:
     """The checks of one call; every message starts with the operator's name.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -32,17 +32,6 @@ _CONV1D_MODULES = {"c_attn", "c_fc", "c_proj", "q_attn"}
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, corrupt or of a kind that cannot be read."""
-
-
-def listed(names: Sequence[object], most: int = 1) -> str:
-    """The first names for a message, and how many more there are.
-
-    Example:
-        >>> listed(["a", "b", "c"], 2)
-        'a, b and 1 more'
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + more
 
 
 @dataclass(frozen=True)

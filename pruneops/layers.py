@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from ._checks import listed
+
 #: Module names of output heads: a layer with one of them in its dotted name is excluded by default.
 HEADS = ("lm_head", "embed_out", "classifier", "score", "qa_outputs", "head", "heads")
 
@@ -253,7 +255,7 @@ def _matchers(
         if not any(map(match, names)) and not (also and what == "exclude"):
             why = f"the names here begin with: {', '.join(sorted(names)[:5]) or 'none'}"
             if also:
-                why = f"what it names has no weight that can be pruned here: {_listed(also)}"
+                why = f"what it names has no weight that can be pruned here: {listed(also, 3)}"
             raise ValueError(f"{what} pattern {pattern!r} matches no layer; {why}")
         yield match
 
@@ -290,15 +292,9 @@ def _causes(reasons: Mapping[str, str]) -> str:
     for name, reason in reasons.items():
         by_reason.setdefault(reason, []).append(name or "the model itself")
     return "; ".join(
-        f"{_listed(names)} ({reason if reason == _UNSELECTED else f'{reason}, excluded by default'})"
+        f"{listed(names, 3)} ({reason if reason == _UNSELECTED else f'{reason}, excluded by default'})"
         for reason, names in by_reason.items()
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are."""
-    first, rest = [*names][:3], [*names][3:]
-    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
 
 
 def _warn_of(unlayered: Mapping[str, float]) -> None:
@@ -307,7 +303,7 @@ def _warn_of(unlayered: Mapping[str, float]) -> None:
         largest = sorted(unlayered, key=lambda name: -unlayered[name])
         warnings.warn(
             f"{share:.0%} of the model's weights are in parameters of no layer and stay as they are: "
-            f"{_listed(largest)}",
+            f"{listed(largest, 3)}",
             UserWarning,
             stacklevel=4,
         )

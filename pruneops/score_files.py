@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import Checkpoint, Shard, listed
+from ._checks import listed
+from .checkpoint import Checkpoint, Shard
 from .criteria import criterion_class, get_criterion
 from .staging import staged
 

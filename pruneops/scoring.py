@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from ._checks import SCORE_METRICS
+from ._checks import SCORE_METRICS, listed
 from .calibration import calibrate
-from .checkpoint import Checkpoint, listed
+from .checkpoint import Checkpoint
 from .layers import find_layers
 
 #: What can be scored from text: the inputs, or the gradients of the language model's loss.

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from .checkpoint import WORK_PREFIX, listed
+from ._checks import listed
+from .checkpoint import WORK_PREFIX
 
 
 @contextmanager

@@ -129,10 +129,6 @@ void ask_for_huge_pages(const Tensor& tensor) {
 #endif
 }
 
-}  // namespace
-
-namespace {
-
 int32_t device_type_of(const Tensor& tensor) {
   int32_t type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &type));

@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ..checkpoint import Checkpoint, listed
+from .._checks import listed
+from ..checkpoint import Checkpoint
 from ..offline import Limits, Pruning, left_alone
 from ..patterns import parse_pattern
 from ..planning import Plan, make_plan

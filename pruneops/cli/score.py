@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import Checkpoint, listed
+from .._checks import listed
+from ..checkpoint import Checkpoint
 from ..planning import make_plan
 from ..score_files import save_scores
 from ..scoring import CRITERIA, load_model, sample_tokens, score_checkpoint

@@ -224,16 +224,6 @@ def test_a_gradient_that_is_no_number_does_not_poison_the_masks():
     assert sum(int((~mask).sum()) for mask in before.values()) == int(0.5 * ENTRIES)
 
 
-@register_criterion("test_entries")
-class Entries(PruningCriterion):
-    """Assigns one score per entry, in the layout of the weight, whatever the pattern."""
-
-    def on_before_optimizer_step(self):
-        for name in self.modules:
-            before = self.scores.get(name, 0.0)
-            self.scores[name] = 0.5 * before + (self.weight(name).detach() * self.gradient(name)).abs()
-
-
 @pytest.mark.parametrize("reduce", ["mean", "max"])
 @pytest.mark.parametrize(("pattern", "block"), [("4x1", (4, 1)), ("1x4", (1, 4)), ("2x2", (2, 2))])
 def test_scores_of_entries_that_a_criterion_assigns_are_reduced_to_blocks(pattern, block, reduce):

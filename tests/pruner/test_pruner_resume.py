@@ -19,16 +19,6 @@ class Counting(PruningCriterion):
         self.update_scores("snip", 0.5, 1.0)
 
 
-@register_criterion("test_entries_with_a_memory")
-class Entries(PruningCriterion):
-    """One that assigns a score per entry, whatever the pattern."""
-
-    def on_before_optimizer_step(self):
-        for name in self.modules:
-            before = self.scores.get(name, 0.0)
-            self.scores[name] = 0.5 * before + (self.weight(name).detach() * self.gradient(name)).abs()
-
-
 def settings(criterion, pattern):
     sparsity = None if pattern == "2:4" else 0.7
     return {"criterion": criterion, "pattern": pattern, "sparsity": sparsity, "start_step": 2, "end_step": 7,
@@ -47,7 +37,7 @@ def start(options, **more):
     [
         ("snip_momentum", "1x1"), ("snip_momentum", "4x1"), ("snip_momentum", "2:4"), ("magnitude", "1x1"),
         ("gradient", "4x1"), ("snip_momentum_block", "4x1"), ("retrain_free", "4x1"), ("test_counting", "1x1"),
-        ("test_entries_with_a_memory", "4x1"),
+        ("test_entries", "4x1"),
     ],
 )  # fmt: skip
 def test_stopped_at_any_step(criterion, pattern, stop, tmp_path):

@@ -5,6 +5,8 @@ from modules import Conv1D
 from oracle import as_blocks
 from torch import nn
 
+from pruneops import PruningCriterion, register_criterion
+
 
 class Model(nn.Module):
     """Linear, convolution, Conv1D and a weight that two modules share; all divisible by 4."""
@@ -24,6 +26,16 @@ class Model(nn.Module):
         x = self.conv(x).mean((2, 3))
         x = self.norm(self.mlp(torch.tanh(self.fc(x))))
         return self.lm_head(self.mlp(torch.tanh(self.again(x))))
+
+
+@register_criterion("test_entries")
+class Entries(PruningCriterion):
+    """Assigns one score per entry, in the layout of the weight, whatever the pattern."""
+
+    def on_before_optimizer_step(self):
+        for name in self.modules:
+            before = self.scores.get(name, 0.0)
+            self.scores[name] = 0.5 * before + (self.weight(name).detach() * self.gradient(name)).abs()
 
 
 #: Shapes of the prunable weights, out x in, by name.
