@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from torch import Tensor
 from pruneops import ops
 
 from .blocks import grid, inc_expand
-from .common import Case, Config, beside, element_size
-from .shapes import BERT_BASE, LLAMA_7B, Shape, largest, square, total, transformer
+from .common import Case, Config, as_one, beside, element_size, parts
+from .shapes import BERT_BASE, LLAMA_7B, Shape, largest, square, total, transformer, whole
 
 BLOCK = (4, 1)
 
@@ -71,11 +71,17 @@ def _expanded(data: Data) -> None:
 
 
 def _data(config: Config, shapes: list[Shape], dtype: torch.dtype) -> Data:
-    weights = [config.noise(*shape, dtype=dtype) for shape in shapes]
-    masks = [config.noise(*shape) > 0 for shape in shapes]
+    n = total(shapes)
+    weights = parts(config.noise(n, dtype=dtype), shapes)
+    masks = parts(config.noise(n, dtype=dtype) > 0, shapes)
     blocks = [config.noise(*grid(shape, BLOCK)) > 0 for shape in shapes]
     return Data(weights, masks, [ops.pack_mask(m) for m in masks], blocks,
                 [~m for m in masks], [m.to(dtype) for m in masks])  # fmt: skip
+
+
+def _as_one(data: Data) -> Data:
+    shape = whole(sum(weight.numel() for weight in data.weights))
+    return replace(data, weights=as_one(data.weights, shape), masks=as_one(data.masks, shape))
 
 
 def cases(config: Config) -> Iterator[Case]:
@@ -91,15 +97,14 @@ def cases(config: Config) -> Iterator[Case]:
                     needs=needs, **more)  # fmt: skip
 
     one, many = [square(config.n)], transformer(300, config.n)
-    in_one = case("bool mask, fp32", one, fp32, 1, bools, headline=True)
-    yield in_one
+    yield case("bool mask, fp32", one, fp32, 1, bools, headline=True)
     yield case("packed mask, fp32", one, fp32, 1 / 8, {"pruneops": _packed, **floats}, headline=True)
     expanded = {"pruneops": _block, "expand + mul_": _expanded, **floats}
     yield case("4x1 block mask, fp32", one, fp32, 1 / 4, expanded, headline=True)
     yield case("bool mask, bf16", one, bf16, 1, bools, headline=True)
     foreach = {**bools, "_foreach": _foreach}
     in_many = case("300 tensors, bool mask, fp32", many, fp32, 1, config.peers(foreach, "_foreach"))
-    yield beside(in_many, in_one, "one tensor")
+    yield beside(in_many, "as one tensor", _as_one)
     if config.smoke:
         return
     yield case("BERT-base, bool mask, fp32", BERT_BASE, fp32, 1, config.peers(foreach, "_foreach"))

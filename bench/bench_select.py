@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,20 +11,16 @@ from torch import Tensor
 
 from pruneops import ops
 
-from .common import Case, Config, beside, element_size
-from .distributions import HOSTILE
-from .shapes import transformer
+from .common import OURS, Case, Config, as_one, beside, element_size, parts
+from .distributions import HOSTILE, Scores, random
+from .shapes import Shape, total, transformer
 
 
 @dataclass(frozen=True)
 class Data:
     scores: list[Tensor]
+    masks: list[Tensor]
     keep: int
-    masks: list[Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        masks = [torch.empty(score.shape, dtype=torch.bool, device=score.device) for score in self.scores]
-        object.__setattr__(self, "masks", masks)
 
     @property
     def pruned(self) -> int:
@@ -67,7 +63,13 @@ def _partition(data: Data) -> list[np.ndarray]:
     return [score > threshold for score in scores]
 
 
-KTHVALUE: dict[str, Callable[[Data], object]] = {"pruneops": _ours, "kthvalue + compare": _kthvalue}
+def _as_one(data: Data) -> Data:
+    shape = (sum(score.numel() for score in data.scores),)
+    return replace(data, scores=as_one(data.scores, shape), masks=as_one(data.masks, shape))
+
+
+OURS_ALONE: dict[str, Callable[[Data], object]] = {OURS: _ours}
+KTHVALUE: dict[str, Callable[[Data], object]] = {**OURS_ALONE, "kthvalue + compare": _kthvalue}
 PEERS = {**KTHVALUE, "topk": _topk, "sort": _sort, "numpy.partition": _partition}
 ON_GPU = {**KTHVALUE, "topk": _topk, "sort": _sort}
 
@@ -78,52 +80,41 @@ def cases(config: Config) -> Iterator[Case]:
     n = config.n
 
     def case(
-        name: str, scores: Callable[[], list[Tensor]], count: int, contenders=peers, dtype=fp32, keep=0.5, **more
+        name: str, shapes: list[Shape], contenders=peers, dtype=fp32, keep=0.5, scores: Scores = random, **more
     ) -> Case:
-        size = element_size(dtype)
+        def data() -> Data:
+            masks = torch.empty(count, dtype=torch.bool, device=config.device)
+            return Data(parts(scores(config, count).to(dtype), shapes), parts(masks, shapes), round(keep * count))
+
+        count, size = total(shapes), element_size(dtype)
         # The peers' copy, the indices of a sort or topk, and their working space.
         needs = count * (2 * size + 2 + (0 if len(contenders) == 1 else 2 * size + 24))
-        return Case("topk_mask", name, count, size + 1, lambda: Data(scores(), round(keep * count)), contenders,
-                    needs=needs, **more)  # fmt: skip
+        return Case("topk_mask", name, count, size + 1, data, contenders, needs=needs, **more)
 
-    def random(count: int, dtype: torch.dtype = fp32) -> Callable[[], list[Tensor]]:
-        return lambda: [config.randn(count).abs_().to(dtype)]
-
+    one, many = [(n,)], transformer(300, n)
     chosen = config.peers(peers, "kthvalue + compare", "topk", "numpy.partition")
-    yield case("random, keep 50 %, fp32", random(n), n, chosen, headline=True)
+    yield case("random, keep 50 %, fp32", one, chosen, headline=True)
     fastest = config.peers(KTHVALUE if config.device == "cuda" else {**KTHVALUE, "numpy.partition": _partition},
                            "numpy.partition")  # fmt: skip
-    yield case("random, keep 10 %, fp32", random(n), n, fastest, keep=0.1)
-    yield case("random, keep 90 %, fp32", random(n), n, fastest, keep=0.9)
-    yield case("random, keep 50 %, bf16", random(n, bf16), n, KTHVALUE, dtype=bf16, headline=True)
-    at_random = case("random, keep 50 %, fp32", random(n), n, {"pruneops": _ours})
-    yield from _many_tensors(config, case, at_random)
+    yield case("random, keep 10 %, fp32", one, fastest, keep=0.1)
+    yield case("random, keep 90 %, fp32", one, fastest, keep=0.9)
+    yield case("random, keep 50 %, bf16", one, KTHVALUE, dtype=bf16, headline=True)
+    yield beside(case("300 tensors, keep 50 %, fp32", many, config.peers(KTHVALUE)), "as one tensor", _as_one)
+    at_random = case("random, keep 50 %, fp32", one, OURS_ALONE)
     for name, scores in HOSTILE.items():
-        count = sum(map(torch.Size.numel, map(torch.Size, transformer(300, n)))) if "300" in name else n
-        hostile = case(f"{name}, keep 50 %, fp32", lambda scores=scores: scores(config, n), count, {"pruneops": _ours})
-        yield beside(hostile, at_random, "random scores")
+        shapes = many if "300" in name else one
+        misleading = case(f"{name}, keep 50 %, fp32", shapes, OURS_ALONE, scores=scores)
+        yield beside(misleading, "random scores", lambda _: at_random.data(), needs=at_random.needs)
     yield from _kth_value(config)
     if config.smoke:
         return
     for exponent in range(3, 8):
-        yield case(f"n = 10^{exponent}, keep 50 %, fp32", random(10**exponent), 10**exponent)
+        yield case(f"n = 10^{exponent}, keep 50 %, fp32", [(10**exponent,)])
     if config.gpu:
-        yield case("n = 10^9, keep 50 %, fp32", random(10**9), 10**9, headline=True)
-        yield case("n = 10^9, keep 50 %, bf16", random(10**9, bf16), 10**9, dtype=bf16)
-
-
-def _many_tensors(config: Config, case: Callable[..., Case], in_one: Case) -> Iterator[Case]:
-    def of(count: int, dtype: torch.dtype) -> tuple[int, Callable[[], list[Tensor]]]:
-        shapes = transformer(300, count)
-        total = sum(rows * columns for rows, columns in shapes)
-        return total, lambda: [config.randn(*shape).abs_().to(dtype) for shape in shapes]
-
-    total, scores = of(config.n, torch.float32)
-    in_many = case("300 tensors, keep 50 %, fp32", scores, total, config.peers(KTHVALUE))
-    yield beside(in_many, in_one, "one tensor")
-    if config.gpu:
-        total, scores = of(7 * 10**9, torch.bfloat16)
-        yield case("7*10^9 in 300 tensors, keep 50 %, bf16", scores, total, {"pruneops": _ours}, dtype=torch.bfloat16)
+        yield case("n = 10^9, keep 50 %, fp32", [(10**9,)], headline=True)
+        yield case("n = 10^9, keep 50 %, bf16", [(10**9,)], dtype=bf16)
+        shapes = transformer(300, 7 * 10**9)
+        yield case("7*10^9 in 300 tensors, keep 50 %, bf16", shapes, OURS_ALONE, dtype=bf16)
 
 
 def _kth_value(config: Config) -> Iterator[Case]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from torch import Tensor
 from pruneops import ops
 
 from .blocks import BLOCKS, as_blocks, grid, inc_mean
-from .common import Case, Config, beside, element_size, warmed
-from .shapes import GPT_125M, LLAMA_7B, Shape, largest, square, total, transformer
+from .common import Case, Config, as_one, beside, element_size, parts, warmed
+from .shapes import GPT_125M, LLAMA_7B, Shape, largest, square, total, transformer, whole
 
 ALPHA = 0.9
 
@@ -55,6 +55,12 @@ def _read(data: Data) -> None:
         torch.dot(weight.view(-1), grad.view(-1))
 
 
+def _as_one(data: Data) -> Data:
+    shape = whole(sum(weight.numel() for weight in data.weights))
+    scores = as_one(data.scores, grid(shape, data.block))
+    return replace(data, scores=scores, weights=as_one(data.weights, shape), grads=as_one(data.grads, shape))
+
+
 def cases(config: Config) -> Iterator[Case]:
     peers = {
         "pruneops": _ours,
@@ -67,11 +73,11 @@ def cases(config: Config) -> Iterator[Case]:
 
     def case(name: str, block: Shape, shapes: list[Shape], dtype: torch.dtype, contenders=peers, **more) -> Case:
         def data() -> Data:
-            weights, grads = ([config.noise(*s, dtype=dtype) for s in shapes] for _ in range(2))
-            return Data(block, [config.noise(*grid(s, block)).abs_() for s in shapes], weights, grads)
+            weights, grads = (parts(config.noise(n, dtype=dtype), shapes) for _ in range(2))
+            return Data(block, parts(config.noise(blocks).abs_(), grids), weights, grads)
 
-        blocks = sum(rows * columns for rows, columns in (grid(s, block) for s in shapes))
-        n = total(shapes)
+        grids = [grid(shape, block) for shape in shapes]
+        n, blocks = total(shapes), total(grids)
         floor = element_size(dtype, dtype) + 8 * blocks / n
         needs = n * element_size(dtype, dtype) + 4 * blocks + 3 * largest(shapes) * element_size(dtype)
         return Case("update_block_scores_", name, n, floor, data, contenders, needs=needs, **more)
@@ -80,8 +86,7 @@ def cases(config: Config) -> Iterator[Case]:
     for name, block, main in BLOCKS:
         yield case(f"{name}, fp32", block, one, fp32, compiled if main else fastest, headline=main)
     yield case("4x1, bf16 w and g, fp32 score", (4, 1), one, bf16, fastest)
-    in_one = case("4x1, fp32", (4, 1), one, fp32)
-    yield beside(case("300 tensors, 4x1, fp32", (4, 1), many, fp32, fastest), in_one, "one tensor")
+    yield beside(case("300 tensors, 4x1, fp32", (4, 1), many, fp32, fastest), "as one tensor", _as_one)
     if config.smoke:
         return
     yield case("GPT 125M, 4x1, fp32", (4, 1), GPT_125M, fp32, fastest)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pruneops import ops
 
-from .common import Case, Config, beside, element_size, warmed
-from .shapes import BERT_BASE, GPT_125M, LLAMA_7B, Shape, largest, square, total, transformer
+from .common import Case, Config, as_one, beside, element_size, parts, warmed
+from .shapes import BERT_BASE, GPT_125M, LLAMA_7B, Shape, largest, square, total, transformer, whole
 
 ALPHA = 0.9
 Data = tuple[list[Tensor], list[Tensor], list[Tensor]]
@@ -62,8 +62,8 @@ def cases(config: Config) -> Iterator[Case]:
 
     def case(name: str, shapes: list[Shape], dtype: torch.dtype, contenders=peers, **more) -> Case:
         def data() -> Data:
-            weights, grads = ([config.noise(*s, dtype=dtype) for s in shapes] for _ in range(2))
-            return [config.noise(*s).abs_() for s in shapes], weights, grads
+            weights, grads = (parts(config.noise(n, dtype=dtype), shapes) for _ in range(2))
+            return parts(config.noise(n).abs_(), shapes), weights, grads
 
         n, size = total(shapes), element_size(dtype)
         floor = element_size(fp32, dtype, dtype, fp32)
@@ -72,10 +72,10 @@ def cases(config: Config) -> Iterator[Case]:
         return Case("update_scores_", name, n, floor, data, contenders, needs=needs, **more)
 
     one, many = [square(config.n)], transformer(300, config.n)
-    in_one = case("snip momentum, fp32", one, fp32, compiled, headline=True)
-    yield in_one
+    yield case("snip momentum, fp32", one, fp32, compiled, headline=True)
     yield case("snip momentum, bf16 w and g, fp32 score", one, bf16, compiled, headline=True)
-    yield beside(case("300 tensors, fp32", many, fp32, headline=True), in_one, "one tensor")
+    in_many = case("300 tensors, fp32", many, fp32, headline=True)
+    yield beside(in_many, "as one tensor", lambda data: tuple(as_one(x, whole(in_many.entries)) for x in data))
     if config.smoke:
         return
     yield Case("update_scores_", "magnitude, fp32, score only written", config.n, 8,

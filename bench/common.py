@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
+from math import prod
 from statistics import median
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .memory import available, peak_extra
+from .shapes import Shape
 
 OURS = "pruneops"
 #: Each contender runs for about PATIENCE_S, within the bounds on its rounds; one slower than SLOW_S runs once,
@@ -97,21 +99,39 @@ class Case:
     needs: int = 0
 
 
-def beside(case: Case, other: Case, name: str) -> Case:
-    """A case with ours of another one as a peer, so that the two are timed in turns: the speed of a machine that others
-    share changes from one case to the next."""
+def parts(buffer: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
+    """Tensors that lie in a buffer one after the other."""
+    pieces = buffer.split([prod(shape) for shape in shapes])
+    return [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+
+
+def as_one(tensors: Sequence[Tensor], shape: Shape) -> list[Tensor]:
+    """All :func:`parts` of a buffer as one tensor, so that the same memory is read as many and as one."""
+    return [tensors[0].as_strided((prod(shape),), (1,)).view(shape)]
+
+
+def beside(case: Case, name: str, other: Callable[[Any], Any], needs: int = 0) -> Case:
+    """A case with ours on other data, made from its own, as a peer, so that the two are timed in turns: the speed of a
+    machine that others share changes from one case to the next.
+
+    ``needs``: bytes of the other data, where it does not lie in the same memory.
+    """
+
+    def both() -> tuple[Any, Any]:
+        data = case.data()
+        return data, other(data)
 
     def on(part: int, call: Callable[[Any], object]) -> Callable[[Any], object]:
         return wraps(call)(lambda both: call(both[part]))
 
     return replace(
         case,
-        data=lambda: (case.data(), other.data()),
+        data=both,
         contenders={
             **{peer: on(0, call) for peer, call in case.contenders.items()},
-            name: on(1, other.contenders[OURS]),
+            name: on(1, case.contenders[OURS]),
         },
-        needs=case.needs + other.needs,
+        needs=case.needs + needs,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import isqrt, prod, sqrt
 
 Shape = tuple[int, ...]
 
@@ -24,8 +24,13 @@ def transformer(tensors: int, n: int) -> list[Shape]:
     return layers * [*4 * [(width, width)], (4 * width, width), (width, 4 * width)]
 
 
+def whole(n: int) -> Shape:
+    """The matrix of all ``n`` entries, a multiple of 4, that is closest to a square and has whole blocks of 4x1."""
+    return next((n // columns, columns) for columns in range(isqrt(n), 0, -1) if n % (4 * columns) == 0)
+
+
 def total(shapes: list[Shape]) -> int:
-    return sum(rows * columns for rows, columns in shapes)
+    return sum(map(prod, shapes))
 
 
 def largest(shapes: list[Shape]) -> int:

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
-from bench.common import Case, Turns, beside, warmed
+from bench.common import Case, Turns, as_one, beside, parts, warmed
 from bench.results import load, span
+from bench.shapes import total, whole
 
 
 def record(contender, seconds, device="cpu", case="one", entries=100, rounds=3, **facts):
@@ -56,10 +58,10 @@ def test_on_a_gpu_a_fraction_is_of_the_best_copy(tmp_path):
     assert row.fraction(row.ours) == pytest.approx(8 * 100 / 10.0 / 100.0)
 
 
-def test_a_case_beside_another_has_ours_of_both_each_on_its_own_data():
+def test_a_case_beside_other_data_has_ours_on_both():
     peers = {"pruneops": lambda data: ["ours", data], "peer": warmed(lambda data: ["peer", data])}
-    many, one = (Case("op", name, 8, 1.0, lambda name=name: name, peers, needs=3) for name in ("many", "one"))
-    case = beside(many, one, "one tensor")
+    many = Case("op", "many", 8, 1.0, lambda: "many", peers, needs=3)
+    case = beside(many, "one tensor", {"many": "one"}.get, needs=2)
     data = case.data()
     assert {name: call(data) for name, call in case.contenders.items()} == {
         "pruneops": ["ours", "many"],
@@ -68,7 +70,17 @@ def test_a_case_beside_another_has_ours_of_both_each_on_its_own_data():
     }
     assert case.contenders["peer"].warmed
     assert not hasattr(case.contenders["one tensor"], "warmed")
-    assert (case.name, case.needs) == ("many", 6)
+    assert (case.name, case.needs) == ("many", 5)
+
+
+def test_many_tensors_and_one_are_the_same_memory():
+    buffer, shapes = torch.arange(48.0), [(3, 4), (6, 2), (2, 12)]
+    many = parts(buffer, shapes)
+    assert [tuple(part.shape) for part in many] == shapes
+    (one,) = as_one(many, whole(total(shapes)))
+    assert torch.equal(one, buffer.view(8, 6))
+    many[2].zero_()
+    assert one.count_nonzero() == 23
 
 
 def test_a_later_run_replaces_whole_cases_and_each_names_its_commit(tmp_path):
