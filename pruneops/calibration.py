@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ._checks import listed
+from .expert_inputs import ExpertInputs, one_by_one
 from .layers import Patterns, PrunableLayer, find_layers, stores_in_by_out, unlayered_weights, unwrapped
 from .patterns import Pattern, parse_pattern
 from .pruning import divisible_layers, layer_reports
@@ -26,7 +29,9 @@ def calibrate(
     """The norms of the inputs that the linear layers of a model get, in one pass over some batches.
 
     Nothing but one running sum per input channel is held. With the norms, ``prune(criterion="wanda",
-    input_norms=norms)`` prunes at any sparsity and pattern, without another pass.
+    input_norms=norms)`` prunes at any sparsity and pattern, without another pass. Of experts that transformers stacks,
+    each gets the norms of the tokens that were sent to it; one that no token reached gets ones, which rank by abs(w)
+    alone, and a warning names it.
 
     Args:
         model: any module; it is run in evaluation mode, without a cache of keys and values. What ``torch.compile`` or
@@ -40,7 +45,7 @@ def calibrate(
         Layer name -> float32 tensor of shape (in,): the L2 norm of each input channel over all tokens.
 
     Raises:
-        ValueError: there are no batches or no linear layers, or a layer is never called.
+        ValueError: there are no batches or no linear layers, or a layer (of stacked experts all) is never called.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
@@ -48,8 +53,23 @@ def calibrate(
         {'0': tensor([5., 1.])}
     """
     model = unwrapped(model)
-    layers = _linear_layers(model, include, exclude, "calibrate")
-    with _evaluating(model), _Norms(model, layers) as norms:
+    return norms_of(model, find_layers(model, include, exclude, stacked="experts"), batches)
+
+
+def norms_of(model: nn.Module, layers: list[PrunableLayer], batches: Iterable[Any]) -> dict[str, Tensor]:
+    """As :func:`calibrate`, of the linear ones of some layers.
+
+    Args:
+        model: the module, unwrapped.
+        layers: of :func:`pruneops.layers.find_layers`.
+        batches: what the model is called with.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> norms_of(model, find_layers(model), [torch.tensor([[3.0, 1.0]])])
+        {'0': tensor([3., 1.])}
+    """
+    with _evaluating(model), _Norms(model, _linear(model, layers, "calibrate"), "calibrate") as norms:
         if not sum(1 for batch in batches for _ in [_call(model, batch)]):
             raise ValueError("calibrate: there are no batches")
     return norms.result()
@@ -99,16 +119,18 @@ def wanda(
     form = parse_pattern(pattern)
     model = unwrapped(model)
     name, chain = _find_blocks(model, blocks)
-    found = _inside(name, chain, _linear_layers(model, include, exclude, "wanda"))
+    found = find_layers(model, include, exclude, stacked="experts")
+    found = _inside(name, chain, _linear(model, found, "wanda"))
     layers, skipped = divisible_layers(found, form, on_indivisible, "wanda")
     check_limits({x.name: x.weight.shape for x in layers}, sparsity=sparsity, pattern=form, scope=scope)
     masks: dict[str, Tensor] = {}
     with _evaluating(model):
         calls = _record(model, chain, name, batches)
         for i, block in enumerate(chain):
-            mine = [x for x in layers if x.name not in masks and id(x.parameter) in set(map(id, block.parameters()))]
+            inside = set(map(id, block.parameters()))
+            mine = [x for x in layers if x.name not in masks and id(x.parameter) in inside]
             if mine:
-                with _Norms(model, mine) as norms:
+                with _Norms(model, mine, "wanda") as norms:
                     for call in calls:
                         call.run(block, i)
                 weights = {x.name: x.weight for x in mine}
@@ -128,18 +150,20 @@ def wanda(
         seconds={},
         skipped=tuple(skipped),
         masks=LayerMasks(layers, masks, form),
-        unlayered=unlayered_weights(model),
+        unlayered=unlayered_weights(model, stacked="experts"),
     )
 
 
 class _Norms:
     """Sums the squares of the inputs of layers while it is entered."""
 
-    def __init__(self, model: nn.Module, layers: list[PrunableLayer]) -> None:
+    def __init__(self, model: nn.Module, layers: list[PrunableLayer], caller: str) -> None:
+        self._caller = caller
         self._layers = layers
         self._sums: dict[str, Tensor] = {}
-        self._handles: list[Any] = []
-        names = {id(layer.parameter): layer.name for layer in layers}
+        self._entered = ExitStack()
+        self._experts = [layer for layer in layers if layer.index is not None]
+        names = {id(layer.parameter): layer.name for layer in layers if layer.index is None}
         # A shared weight gets the inputs of all modules that use it.
         self._modules = [
             (module, names[id(module.weight)])
@@ -149,27 +173,38 @@ class _Norms:
 
     def __enter__(self) -> _Norms:
         for module, name in self._modules:
-            self._handles.append(module.register_forward_pre_hook(self._hook(name)))
+            self._entered.callback(module.register_forward_pre_hook(self._hook(name)).remove)
+        if self._experts:
+            self._entered.enter_context(ExpertInputs(self._experts, self._add))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._entered.close()
 
     def _hook(self, name: str) -> Any:
-        def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0].detach().flatten(0, -2) if inputs[0].dim() > 1 else inputs[0].detach()[None]
-            # Sums over many batches lose nothing in float64; each batch is summed where it is.
-            squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(0).double()
-            self._sums[name] = self._sums[name] + squares if name in self._sums else squares
+        return lambda module, inputs: self._add(name, inputs[0])
 
-        return add
+    def _add(self, name: str, inputs: Tensor) -> None:
+        x = inputs.detach().flatten(0, -2) if inputs.dim() > 1 else inputs.detach()[None]
+        # Sums over many batches lose nothing in float64; each batch is summed where it is.
+        squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(0).double()
+        self._sums[name] = self._sums[name] + squares if name in self._sums else squares
 
     def result(self) -> dict[str, Tensor]:
         """Layer name -> norms."""
-        for layer in self._layers:
-            if layer.name not in self._sums:
-                raise ValueError(f"calibrate: layer {layer.name!r} got no input; exclude it")
+        unreached = [layer for layer in self._layers if layer.name not in self._sums]
+        reached = {id(layer.parameter) for layer in self._experts if layer.name in self._sums}
+        for layer in unreached:
+            if id(layer.parameter) not in reached:
+                raise ValueError(f"{self._caller}: layer {layer.name!r} got no input; exclude it")
+            self._sums[layer.name] = torch.ones(layer.weight.shape[1], device=layer.weight.device)
+        if unreached:
+            warnings.warn(
+                f"{self._caller}: no token reached {len(unreached)} of {len(self._experts)} matrices of experts, which "
+                f"are ranked by abs(w) alone: {listed([layer.name for layer in unreached], 3)}",
+                UserWarning,
+                stacklevel=3,
+            )
         return {layer.name: self._sums[layer.name].sqrt().float() for layer in self._layers}
 
 
@@ -248,10 +283,9 @@ def _linear_modules(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, nn.Linear) or stores_in_by_out(module)]
 
 
-def _linear_layers(model: nn.Module, include: Patterns, exclude: Patterns, caller: str) -> list[PrunableLayer]:
+def _linear(model: nn.Module, found: list[PrunableLayer], caller: str) -> list[PrunableLayer]:
     linear = {id(module._parameters.get("weight")) for module in _linear_modules(model)}
-    found = find_layers(model, include, exclude)
-    layers = [layer for layer in found if id(layer.parameter) in linear]
+    layers = [layer for layer in found if layer.index is not None or id(layer.parameter) in linear]
     if not layers:
         listed = ", ".join(layer.name for layer in found)
         raise ValueError(f"{caller}: no layer is left to prune: none of these is linear: {listed}")
@@ -270,14 +304,17 @@ def _inside(name: str, chain: list[nn.Module], layers: list[PrunableLayer]) -> l
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients and no cache of keys and values, which a second run would extend."""
+    """Evaluation mode, no gradients, no cache of keys and values, which a second run would extend, and experts that are
+    seen one by one.
+    """
     training = {module: module.training for module in model.modules()}
-    caching = [(config, config.use_cache) for config in _configs(model) if getattr(config, "use_cache", None)]
+    configs = _configs(model)
+    caching = [(config, config.use_cache) for config in configs if getattr(config, "use_cache", None)]
     model.eval()
     try:
         for config, _ in caching:
             config.use_cache = False
-        with torch.no_grad():
+        with torch.no_grad(), one_by_one(configs):
             yield
     finally:
         for config, caches in caching:

@@ -13,7 +13,7 @@ from . import ops
 from ._checks import Checker
 from ._library import packed_size
 from .criteria import criterion_class, get_criterion
-from .layers import PrunableLayer
+from .layers import HeldMatrix, PrunableLayer
 from .patterns import parse_pattern
 from .recipe import Rule
 from .selection import bounds, select_masks
@@ -47,6 +47,7 @@ class LayerGroup:
         self.rule = rule
         self.pattern = parse_pattern(rule.pattern)
         self.schedule = rule.plan({layer.name: layer.weight.shape for layer in layers})
+        self._holders = _holders(model, layers)
         modules = self._scored(layers, model)
         config = {
             **_criterion_config(rule),
@@ -61,7 +62,6 @@ class LayerGroup:
         _check_trained(rule, layers if self.criterion.needs_gradient else [])
         self._parameters = {layer.name: layer.parameter for layer in layers}
         self._forms = {layer.name: (layer.transposed, layer.index) for layer in layers}
-        self._holders = _holders(model, layers)
         self._without_gradient = list(modules) if self.criterion.needs_gradient else []
         self.regrow = regrow
         self.reached: float | None = None
@@ -231,9 +231,11 @@ class LayerGroup:
         score = self.criterion.scores.get(layer.name)
         return list(score.shape) if section == "scores" and score is not None else None
 
-    def _scored(self, layers: list[PrunableLayer], model: nn.Module) -> dict[str, nn.Module]:
-        """What the criterion scores."""
-        return {layer.name: model.get_submodule(layer.name) for layer in layers}
+    def _scored(self, layers: list[PrunableLayer], model: nn.Module) -> dict[str, nn.Module | HeldMatrix]:
+        """What the criterion scores: the modules, but where a layer is no module's weight."""
+        modules = dict(model.named_modules(remove_duplicate=False))
+        held = {x.name: HeldMatrix(*self._holders[x.name][0], x) for x in layers if x.name not in modules}
+        return {layer.name: held.get(layer.name) or modules[layer.name] for layer in layers}
 
     def _stored_mask(self, layer: PrunableLayer) -> Tensor:
         if self.pattern.block is None and not layer.transposed:
@@ -287,7 +289,7 @@ class FixedGroup(LayerGroup):
     """Layers whose masks stay as they are given; nothing is scored and nothing selected.
 
     Args:
-        layers: the layers, those that are stacked in one parameter too.
+        layers: the layers.
         model: the module that holds them.
         masks: name -> bool mask of the entries in the shape in which they are stored, True = keep.
 
@@ -316,7 +318,7 @@ class FixedGroup(LayerGroup):
     def due(self, step: int) -> bool:
         return False
 
-    def _scored(self, layers: list[PrunableLayer], model: nn.Module) -> dict[str, nn.Module]:
+    def _scored(self, layers: list[PrunableLayer], model: nn.Module) -> dict[str, nn.Module | HeldMatrix]:
         return {}
 
     @staticmethod

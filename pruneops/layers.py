@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ _UNSELECTED = "not selected by name"
 #: Above this share of a model's weights, those that are no layer are worth a warning.
 _LARGE_SHARE = 0.1
 Patterns = str | Sequence[str] | None
+Stacked = bool | Literal["experts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +66,34 @@ class PrunableLayer:
         return self.as_stored(x if self.index is None else x[self.index])
 
 
+class HeldMatrix:
+    """What a criterion scores of a parameter that is no module's ``weight``: all of it, or a matrix that it stacks.
+
+    Args:
+        module: what holds the parameter.
+        key: its name there.
+        layer: which matrix.
+    """
+
+    def __init__(self, module: nn.Module, key: str, layer: PrunableLayer) -> None:
+        self._module, self._key, self._index = module, key, layer.index
+        self.transposed = layer.transposed
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix as it is stored, of the parameter that the module holds now, with its gradient."""
+        parameter = self._module._parameters[self._key]
+        assert parameter is not None
+        weight = self._part(parameter.detach()).requires_grad_(parameter.requires_grad)
+        weight.grad = None if parameter.grad is None else self._part(parameter.grad)
+        return weight
+
+    def _part(self, x: Tensor) -> Tensor:
+        return x if self._index is None else x[self._index]
+
+
 def find_layers(
-    model: nn.Module, include: Patterns = None, exclude: Patterns = None, *, stacked: bool = False
+    model: nn.Module, include: Patterns = None, exclude: Patterns = None, *, stacked: Stacked = False
 ) -> list[PrunableLayer]:
     """The parameters of a model to prune: weights of Linear, Conv1d/2d/3d, of GPT-2's Conv1D and of embeddings.
 
@@ -81,9 +109,9 @@ def find_layers(
             but the default excludes, and warns where much of the model is no layer; what is named here is pruned even
             if it is excluded by default.
         exclude: names not to prune, in the same form; stronger than ``include``.
-        stacked: also parameters that hold several matrices: the projections of ``nn.MultiheadAttention``, named
-            ``<module>.in_proj_weight``, and each expert of those that transformers stacks, named
-            ``<module>.gate_up_proj.<expert>``, or all of them by ``<module>.gate_up_proj``.
+        stacked: also parameters that hold several matrices: each expert of those that transformers stacks, named
+            ``<module>.gate_up_proj.<expert>``, or all of them by ``<module>.gate_up_proj``, and but for ``"experts"``
+            the projections of ``nn.MultiheadAttention``, named ``<module>.in_proj_weight``.
 
     Returns:
         The layers in the order of ``model.named_modules()``, embeddings after all others.
@@ -121,7 +149,7 @@ def find_layers(
     return layers
 
 
-def unlayered_weights(model: nn.Module, *, stacked: bool = False) -> dict[str, float]:
+def unlayered_weights(model: nn.Module, *, stacked: Stacked = False) -> dict[str, float]:
     """The weights that :func:`find_layers` never finds, whatever the patterns.
 
     Args:
@@ -320,7 +348,7 @@ class _Candidate:
     names: list[str] = field(default_factory=list)
 
 
-def _candidates(model: nn.Module, stacked: bool) -> Collection[_Candidate]:
+def _candidates(model: nn.Module, stacked: Stacked) -> Collection[_Candidate]:
     found: dict[tuple[int, int | None], _Candidate] = {}
     in_fsdp = {id(part) for module in model.modules() if _is_fsdp(module) for part in module.modules()}
     # A weight that is tied to an embedding is known by the name of its layer first.
@@ -334,12 +362,12 @@ def _candidates(model: nn.Module, stacked: bool) -> Collection[_Candidate]:
     return found.values()
 
 
-def _of_layer(module: nn.Module, stacked: bool) -> Iterator[tuple[tuple[str, ...], _Candidate]]:
+def _of_layer(module: nn.Module, stacked: Stacked) -> Iterator[tuple[tuple[str, ...], _Candidate]]:
     """What to prune of a module that is no embedding, with what its names add to the module's."""
     transposed = stores_in_by_out(module)
     if transposed or isinstance(module, _LAYER_TYPES):
         yield ("",), _Candidate(module._parameters.get("weight"), transposed)
-    elif stacked and isinstance(module, nn.MultiheadAttention):
+    elif stacked is True and isinstance(module, nn.MultiheadAttention):
         for key, parameter in module._parameters.items():
             if key.endswith("proj_weight") and parameter is not None:
                 yield (f".{key}",), _Candidate(parameter)
@@ -350,7 +378,7 @@ def _of_layer(module: nn.Module, stacked: bool) -> Iterator[tuple[tuple[str, ...
                 yield (f".{key}.{i}", f".{key}"), _Candidate(parameter, turned, i)
 
 
-def _of_embedding(module: nn.Module, stacked: bool) -> Iterator[tuple[tuple[str, ...], _Candidate]]:
+def _of_embedding(module: nn.Module, stacked: Stacked) -> Iterator[tuple[tuple[str, ...], _Candidate]]:
     if isinstance(module, _EMBEDDING_TYPES):
         yield ("",), _Candidate(module._parameters.get("weight"))
 
@@ -360,10 +388,12 @@ def _is_fsdp(module: nn.Module) -> bool:
 
 
 def stores_in_by_out(module: object) -> bool:
-    """Whether a module is GPT-2's ``Conv1D``: a linear layer that stores its weight in x out.
+    """Whether a weight is stored in x out: that of GPT-2's ``Conv1D``, a linear layer, or of experts that are.
 
-    It is known by name, so that transformers need not be installed.
+    ``Conv1D`` is known by name, so that transformers need not be installed.
     """
+    if isinstance(module, HeldMatrix):
+        return module.transposed
     return hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__)
 
 

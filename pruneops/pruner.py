@@ -51,6 +51,7 @@ class Pruner:
 
     Args:
         model: the module to prune, on one device. What ``torch.compile`` or data-parallel wrappers made is unwrapped.
+            Its layers are those of :func:`pruneops.layers.find_layers`, each stacked matrix one of its own.
         optimizer: the optimizer that steps its parameters; a wrapper such as accelerate's is unwrapped. None to call
             :meth:`on_step_begin`, :meth:`on_before_optimizer_step` and :meth:`on_after_optimizer_step` by hand.
         criterion, pattern, sparsity, scope, schedule, start_step, end_step, frequency, initial_sparsity, include,
@@ -117,7 +118,7 @@ class Pruner:
         }  # fmt: skip
         model = unwrapped(model)
         groups, skipped = _make_groups(model, make_rules(settings, rules), on_indivisible, regrow)
-        self._skipped, self._unlayered = tuple(skipped), unlayered_weights(model)
+        self._skipped, self._unlayered = tuple(skipped), unlayered_weights(model, stacked=True)
         self._start(optimizer, groups, mask_gradients, mask_optimizer_state)
 
     def _start(
@@ -406,13 +407,13 @@ def _make_groups(
     """A group for each rule, and the names of the layers that its pattern does not divide."""
     groups: list[LayerGroup] = []
     skipped: list[str] = []
-    taken: set[int] = set()
+    taken: set[str] = set()
     for rule in rules:
-        found = [x for x in find_layers(model, rule.include, rule.exclude) if id(x.parameter) not in taken]
+        found = [x for x in find_layers(model, rule.include, rule.exclude, stacked=True) if x.name not in taken]
         form = parse_pattern(rule.pattern)
         layers, odd = divisible_layers(found, form, on_indivisible, "Pruner")
         # A layer that its rule had to skip is not left to the next one.
-        taken.update(id(layer.parameter) for layer in found)
+        taken.update(layer.name for layer in found)
         skipped += odd
         groups.append(LayerGroup(rule, layers, model, regrow))
     return groups, skipped

@@ -20,7 +20,7 @@ from .criteria import (
     criterion_class,
     get_criterion,
 )
-from .layers import Patterns, PrunableLayer, find_layers, unlayered_weights, unwrapped
+from .layers import Patterns, PrunableLayer, Stacked, find_layers, unlayered_weights, unwrapped
 from .patterns import Pattern, parse_pattern
 from .report import LayerMasks, LayerReport, PruneReport
 from .selection import apply_masks, block_scores, select_masks
@@ -96,8 +96,8 @@ def prune(
     if metric != "wanda" and input_norms is not None:
         raise ValueError(f"prune: criterion {criterion!r} does not read input_norms; criterion='wanda' does")
     model = unwrapped(model)
-    # Inputs are measured of whole modules only.
-    stacked = metric != "wanda"
+    # Of what nn.MultiheadAttention stacks no inputs are measured.
+    stacked: Stacked = "experts" if metric == "wanda" else True
     found = find_layers(model, include, exclude, stacked=stacked)
     if input_norms is not None:
         found = _with_norms(found, input_norms)

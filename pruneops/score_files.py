@@ -37,6 +37,9 @@ def save_scores(path: str | Path, criterion: str, scores: Mapping[str, Tensor], 
     """
     with staged(path, overwrite=overwrite) as file:
         ready = {name: score.detach().contiguous() for name, score in scores.items()}
+        owners = {score.data_ptr(): name for name, score in ready.items()}
+        # The format holds no two tensors of the same memory: those of one expert may have the same norms.
+        ready = {name: x if owners[x.data_ptr()] == name else x.clone() for name, x in ready.items()}
         save_file(ready, file, {"format": _KIND, "criterion": criterion})
 
 

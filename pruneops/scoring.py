@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,21 @@ from torch import Tensor, nn
 
 from . import ops
 from ._checks import SCORE_METRICS, listed
-from .calibration import calibrate
+from .calibration import norms_of
 from .checkpoint import Checkpoint
-from .layers import find_layers
+from .layers import PrunableLayer, find_layers
 
 #: What can be scored from text: the inputs, or the gradients of the language model's loss.
 CRITERIA = ("wanda", *(metric for metric, (_, grad) in SCORE_METRICS.items() if grad))
+
+
+#: A matrix of an expert in a checkpoint, as ``model.layers.0.block_sparse_moe.experts.3.w1``, and in the model that
+#: transformers makes of it, as ``model.layers.0.mlp.experts.gate_up_proj.3``.
+_IN_CHECKPOINT = re.compile(r"(?P<block>.+)\.\w+\.experts\.(?P<expert>\d+)\.(?P<matrix>\w+)")
+_IN_MODEL = re.compile(r"(?P<block>.+)\.\w+\.experts\.(?P<matrix>\w+)\.(?P<expert>\d+)")
+#: What is stacked together, or under another name: all of it gets the same inputs.
+_STACKS = {"w1": "gate_up_proj", "w3": "gate_up_proj", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj",
+           "w2": "down_proj"}  # fmt: skip
 
 
 def load_model(path: Path) -> tuple[nn.Module, Any]:
@@ -77,7 +86,8 @@ def score_checkpoint(
     Args:
         model: a causal language model; for gradients, only the scored parameters are left to require them.
         checkpoint: where it came from; its tensor names are those of the result.
-        names: tensors to score. Those that are no layer of the model, or a convolution, are left out.
+        names: tensors to score. Those that are no layer of the model, or a convolution, are left out, and for
+            gradients those of experts that transformers stacks.
         batches: token indices, shape (batch, length) each.
         criterion: ``wanda`` (norms of the inputs), or a metric that reads gradients, summed over the batches:
             ``gradient``, ``snip``, ``taylor``, ``fisher``.
@@ -95,33 +105,49 @@ def score_checkpoint(
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
-    modules = _modules_of(model, names)
-    include = [f"re:^{re.escape(name)}$" for name in modules]
-    if criterion == "wanda":
-        found = calibrate(model, ({"input_ids": batch} for batch in batches), include=include)
+    is_wanda = criterion == "wanda"
+    layers = find_layers(model, include="*", stacked="experts" if is_wanda else False)
+    layer_of = _layers_of(names, layers, getattr(model, "base_model_prefix", ""))
+    wanted = set(layer_of.values())
+    chosen = [layer for layer in layers if layer in wanted]
+    if is_wanda:
+        found = norms_of(model, chosen, ({"input_ids": batch} for batch in batches))
     else:
-        found = _gradient_scores(model, include, batches, criterion)
-    return {modules[name]: score for name, score in found.items()}
+        found = _gradient_scores(model, chosen, batches, criterion)
+    return {name: found[layer.name] for name, layer in layer_of.items() if layer.name in found}
 
 
-def _modules_of(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """Module name -> tensor name; a checkpoint may lack the prefix of the model's body, or have one more."""
-    prefix = getattr(model, "base_model_prefix", "") + "."
-    layers = {layer.name for layer in find_layers(model, include="*") if layer.parameter.dim() == 2}
+def _layers_of(names: Iterable[str], layers: list[PrunableLayer], prefix: str) -> dict[str, PrunableLayer]:
+    """Tensor name -> layer; a checkpoint may lack the prefix of the model's body, or have one more."""
+    by_name: dict[Any, PrunableLayer] = {}
+    for layer in layers:
+        if layer.weight.dim() == 2:
+            by_name[layer.name] = layer
+            if match := _IN_MODEL.fullmatch(layer.name):
+                by_name[match["block"], match["matrix"], match["expert"]] = layer
     found = {}
     for name in names:
-        stem = name.removesuffix(".weight")
-        for form in (stem, prefix + stem, stem.removeprefix(prefix)):
-            if form in layers:
-                found[form] = name
-                break
+        known = [form for form in _forms(name.removesuffix(".weight"), prefix) if form in by_name]
+        if known:
+            found[name] = by_name[known[0]]
     if not found:
         raise ValueError("no tensor of the checkpoint is the weight of a linear layer of the model")
     return found
 
 
-def _gradient_scores(model: nn.Module, include: list[str], batches: Iterable[Tensor], metric: str) -> dict[str, Tensor]:
-    layers = find_layers(model, include)
+def _forms(name: str, prefix: str) -> Iterator[Any]:
+    """What the model may know a tensor by: a name, or the place of an expert's matrix."""
+    for form in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+        yield form
+        if match := _IN_CHECKPOINT.fullmatch(form):
+            block, expert, matrix = match.groups()
+            yield block, matrix, expert
+            yield block, _STACKS.get(matrix), expert
+
+
+def _gradient_scores(
+    model: nn.Module, layers: list[PrunableLayer], batches: Iterable[Tensor], metric: str
+) -> dict[str, Tensor]:
     wanted = {id(layer.parameter) for layer in layers}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
