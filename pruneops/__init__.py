@@ -3,7 +3,8 @@
 from . import ops
 from ._native import backend_info
 from ._version import __version__
-from .calibration import calibrate, wanda
+from .blockwise import wanda
+from .calibration import calibrate
 from .criteria import CRITERIA, PruningCriterion, criterion_from_metric, get_criterion, register_criterion
 from .gradient_sensitivity import GradientSensitivityPruner
 from .mask_files import load_masks, save_masks

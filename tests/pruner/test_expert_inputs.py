@@ -8,7 +8,8 @@ from test_wanda import batches, published_masks
 from torch import nn
 
 import pruneops
-from pruneops.calibration import calibrate, wanda
+from pruneops.blockwise import wanda
+from pruneops.calibration import calibrate
 from pruneops.checkpoint import Checkpoint
 from pruneops.score_files import SavedScores, save_scores
 from pruneops.scoring import score_checkpoint
@@ -209,3 +210,46 @@ def test_scores_of_a_checkpoint_that_has_each_expert_by_itself(make, tmp_path):
     assert not [
         name for name in score_checkpoint(model, checkpoint, checkpoint.tensors, batches(), "snip") if "experts" in name
     ]
+
+
+class Config:
+    """As transformers' configurations: what is set in one is set in those in it."""
+
+    def __init__(self, **parts):
+        self.__dict__.update(parts)
+        self._experts_implementation_internal = "grouped_mm"
+
+    def to_dict(self):
+        return {}
+
+    @property
+    def _experts_implementation(self):
+        return self._experts_implementation_internal
+
+    @_experts_implementation.setter
+    def _experts_implementation(self, value):
+        for x in [self, *filter(lambda x: isinstance(x, Config), self.__dict__.values())]:
+            x.__dict__["_experts_implementation_internal"] = value
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_each_part_has_its_own_implementation_again(fails):
+    inner = Config()
+    outer = Config(text=inner)
+    inner._experts_implementation = "batched_mm"
+    model = nn.Sequential(Chosen([0, 1, 2]), nn.Linear(8, 8))
+    model.config, model[0].config, seen = outer, inner, []
+
+    def look(module, args):
+        seen.append((outer._experts_implementation, inner._experts_implementation))
+        if fails:
+            raise RuntimeError("no forward today")
+
+    model[0].register_forward_pre_hook(look)
+    if fails:
+        with pytest.raises(RuntimeError, match="no forward today"):
+            calibrate(model, [torch.randn(5, 16)])
+    else:
+        calibrate(model, [torch.randn(5, 16)])
+    assert seen == [("eager", "eager")]
+    assert (outer._experts_implementation, inner._experts_implementation) == ("grouped_mm", "batched_mm")

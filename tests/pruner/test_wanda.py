@@ -7,7 +7,8 @@ from torch import nn
 from training import Conv1D
 
 import pruneops
-from pruneops.calibration import calibrate, wanda
+from pruneops.blockwise import wanda
+from pruneops.calibration import calibrate
 
 transformers = pytest.importorskip("transformers")
 
@@ -285,7 +286,7 @@ def test_no_cache_of_keys_and_values_is_in_the_norms(make, blocks, include, data
         seen.update(input_norms)
         return pruneops.select_masks(weights, input_norms=input_norms, **settings)
 
-    monkeypatch.setattr("pruneops.calibration.select_masks", select)
+    monkeypatch.setattr("pruneops.blockwise.select_masks", select)
     model = make()
     caching = [
         module.config.use_cache for module in model.modules() if hasattr(getattr(module, "config", 0), "use_cache")
