@@ -76,6 +76,8 @@ def accumulate_weighted(
 ) -> None:
     """Add abs(sum over the importance inputs of the row sums of w * g) to the importance of each weight.
 
+    What one weight stacks, such as ``gate_up_proj``, counts as weights of their own.
+
     Args:
         model: what is pruned.
         importance: weight name -> tensor of shape (rows,), updated in place; names with the same inputs share it.
@@ -86,9 +88,10 @@ def accumulate_weighted(
         ValueError: an input has no gradient, or another number of rows than the first; nothing is written.
     """
     shared = _share(importance, targets, lambda _, p: tuple(p["importance_inputs"]))
-    pairs = {inputs: [_read(model, x) for x in inputs] for inputs, _ in shared}
+    read = {inputs: [_read(model, x) for x in inputs] for inputs, _ in shared}
     for (inputs, _), names in shared.items():
-        _check_rows(names[0], inputs, [weight for weight, _ in pairs[inputs]])
+        _check_rows(names[0], inputs, [parts[0][0] for parts in read[inputs]])
+    pairs = {inputs: [pair for parts in found for pair in parts] for inputs, found in read.items()}
     scores = []
     for (inputs, _), names in shared.items():
         weight = pairs[inputs][0][0]
@@ -172,9 +175,10 @@ def _heads_of(name: str, parameters: Mapping[str, Any], groups: Mapping[str, Gro
     return group
 
 
-def _read(model: Model, name: str) -> tuple[Tensor, Tensor]:
-    grad = model.gradient(name, "importance_inputs")
-    return model.seen_by_outputs(name, model.weight(name)), model.seen_by_outputs(name, grad)
+def _read(model: Model, name: str) -> list[tuple[Tensor, Tensor]]:
+    """The parts of a weight and of its gradient."""
+    grads = model.by_outputs(name, model.gradient(name, "importance_inputs"))
+    return list(zip(model.by_outputs(name, model.weight(name)), grads, strict=True))
 
 
 def _check_rows(name: str, inputs: Sequence[str], weights: Sequence[Tensor]) -> None:

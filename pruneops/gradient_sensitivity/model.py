@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import stores_in_by_out, unwrapped
+from .structure import find_group
 from .surgery import replace
 
 INTERFACE = (
@@ -41,8 +42,8 @@ class Model(Protocol):
     def gradient(self, name: str, key: str) -> Tensor:
         """Its gradient; ``key`` is the setting that asks for it."""
 
-    def seen_by_outputs(self, name: str, x: Tensor) -> Tensor:
-        """A weight or its gradient with the outputs along the first dimension."""
+    def by_outputs(self, name: str, x: Tensor) -> Sequence[Tensor]:
+        """A weight or its gradient with the outputs along the first dimension: the parts that have all of them each."""
 
     def input_gradient(self, name: str) -> Tensor | None:
         """Gradient of an input of the last forward pass; None where the model was not given that input."""
@@ -102,9 +103,11 @@ class ModuleModel:
             raise ValueError(f"{key}: {name!r} has no gradient: {why}")
         return parameter.grad
 
-    def seen_by_outputs(self, name: str, x: Tensor) -> Tensor:
+    def by_outputs(self, name: str, x: Tensor) -> Sequence[Tensor]:
         owner = self.module.get_submodule(name.rpartition(".")[0])
-        return x.t() if x.dim() == 2 and stores_in_by_out(owner) else x
+        group = find_group(self.module, name)
+        parts = 1 if group is None else group.slice_of(name).parts
+        return (x.t() if x.dim() == 2 and stores_in_by_out(owner) else x).chunk(parts)
 
     def input_gradient(self, name: str) -> Tensor | None:
         value = self._inputs.get(name)
@@ -162,8 +165,8 @@ class InterfaceModel:
     def gradient(self, name: str, key: str) -> Tensor:
         return _tensor(name, self.model.get_gradient(name), "gradient")
 
-    def seen_by_outputs(self, name: str, x: Tensor) -> Tensor:
-        return x
+    def by_outputs(self, name: str, x: Tensor) -> Sequence[Tensor]:
+        return (x,)
 
     def input_gradient(self, name: str) -> Tensor | None:
         return _tensor(name, self.model.get_gradient(self.model.get_inputs(input_name=name)), "gradient")

@@ -103,12 +103,20 @@ class _Layout:
 _LAYOUTS = (
     _Layout("heads", ("self.query", "self.key", "self.value"), "output.dense", holder="self"),  # BERT, RoBERTa
     _Layout("heads", ("q_proj", "k_proj", "v_proj"), "o_proj"),  # Llama, Mistral, Qwen, ViT
-    _Layout("heads", ("q_proj", "k_proj", "v_proj"), "out_proj"),  # OPT, BART, CLIP
+    _Layout("heads", ("q_proj", "k_proj", "v_proj"), "out_proj"),  # OPT, BART, CLIP, GPT-J
+    _Layout("heads", ("q_proj", "k_proj", "v_proj"), "dense"),  # Phi
     _Layout("heads", ("q_lin", "k_lin", "v_lin"), "out_lin"),  # DistilBERT in transformers 4
     _Layout("heads", ("c_attn",), "c_proj", parts=3),  # GPT-2
     _Layout("neurons", ("intermediate.dense",), "output.dense"),  # BERT, RoBERTa
     _Layout("neurons", ("gate_proj", "up_proj"), "down_proj"),  # Llama, Mistral, Qwen
-    _Layout("neurons", ("fc1",), "fc2"),  # OPT, BART, CLIP, ViT
+    _Layout("neurons", ("gate_up_proj",), "down_proj", parts=2),  # Phi-3
+    _Layout("neurons", ("w1", "w3"), "w2"),  # experts by themselves
+    _Layout("neurons", ("fc1",), "fc2"),  # OPT, BART, CLIP, ViT, Phi
+    _Layout("neurons", ("fc_in",), "fc_out"),  # GPT-J, CodeGen
+    _Layout("neurons", ("dense_h_to_4h",), "dense_4h_to_h"),  # Falcon, BLOOM, GPT-NeoX
+    _Layout("neurons", ("wi",), "wo"),  # T5
+    _Layout("neurons", ("wi_0", "wi_1"), "wo"),  # T5 1.1, Flan-T5
+    _Layout("neurons", ("ffn",), "ffn_output"),  # ALBERT
     _Layout("neurons", ("lin1",), "lin2"),  # DistilBERT
     _Layout("neurons", ("c_fc",), "c_proj"),  # GPT-2
 )

@@ -101,7 +101,18 @@ def tiny_transformers(name):
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     torch.manual_seed(0)
     common = {"vocab_size": 99, "attn_implementation": "eager"}
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
+    t5 = {"vocab_size": 99, "d_model": 48, "d_kv": 8, "d_ff": 80, "num_layers": 2, "num_heads": 6,
+          "decoder_start_token_id": 0}  # fmt: skip
     configs = {
+        "albert": lambda: transformers.AlbertConfig(**sizes, embedding_size=16, intermediate_size=80, **common),
+        "falcon": lambda: transformers.FalconConfig(**sizes, ffn_hidden_size=80, **common),
+        "gptj": lambda: transformers.GPTJConfig(n_embd=48, n_layer=2, n_head=6, rotary_dim=4, n_inner=80, **common),
+        "phi": lambda: transformers.PhiConfig(**sizes, intermediate_size=80, **common),
+        "phi3": lambda: transformers.Phi3Config(**sizes, intermediate_size=80, pad_token_id=0, bos_token_id=1,
+                                                eos_token_id=2, **common),
+        "t5": lambda: transformers.T5Config(**t5),
+        "flan_t5": lambda: transformers.T5Config(feed_forward_proj="gated-gelu", **t5),
         "bert": lambda: transformers.BertConfig(hidden_size=48, num_hidden_layers=2, num_attention_heads=6,
                                                 intermediate_size=80, **common),
         "gpt2": lambda: transformers.GPT2Config(n_embd=48, n_layer=2, n_head=6, n_inner=80, **common),
@@ -113,11 +124,18 @@ def tiny_transformers(name):
                                                   num_key_value_heads=3, head_dim=8, intermediate_size=80, **common),
     }  # fmt: skip
     classes = {
+        "albert": transformers.AlbertForMaskedLM,
         "bert": transformers.BertForSequenceClassification,
+        "falcon": transformers.FalconForCausalLM,
+        "flan_t5": transformers.T5ForConditionalGeneration,
         "gpt2": transformers.GPT2LMHeadModel,
+        "gptj": transformers.GPTJForCausalLM,
         "llama": transformers.LlamaForCausalLM,
         "opt": transformers.OPTForCausalLM,
+        "phi": transformers.PhiForCausalLM,
+        "phi3": transformers.Phi3ForCausalLM,
         "qwen3": transformers.Qwen3ForCausalLM,
+        "t5": transformers.T5ForConditionalGeneration,
     }
     model = classes[name](configs[name]()).eval()
     for parameter in model.parameters():  # fresh biases are zero, and cutting zeros wrongly would not show

@@ -17,36 +17,40 @@ from torch import nn
 
 from pruneops.gradient_sensitivity import GradientSensitivityPruner, PrunerList, cut, find_groups, load_pruned
 
-# Architecture -> its names of a head weight and of the neurons' incoming weights.
+# Architecture -> its names of a head weight (none where heads are not known) and of the neurons' incoming weights.
 NAMES = {
     "bert": ("bert.encoder.layer.*.attention.self.query.weight", "bert.encoder.layer.*.intermediate.dense"),
     "gpt2": ("transformer.h.*.attn.c_attn.weight", "transformer.h.*.mlp.c_fc"),
     "llama": ("model.layers.*.self_attn.q_proj.weight", "model.layers.*.mlp.up_proj"),
     "opt": ("model.decoder.layers.*.self_attn.v_proj.bias", "model.decoder.layers.*.fc1"),
     "qwen3": ("model.layers.*.self_attn.o_proj.weight", "model.layers.*.mlp.gate_proj"),
+    "gptj": ("transformer.h.*.attn.q_proj.weight", "transformer.h.*.mlp.fc_in"),
+    "phi": ("model.layers.*.self_attn.dense.weight", "model.layers.*.mlp.fc1"),
+    "albert": (None, "albert.encoder.albert_layer_groups.*.albert_layers.*.ffn"),
+    "falcon": (None, "transformer.h.*.mlp.dense_h_to_4h"),
+    "phi3": (None, "model.layers.*.mlp.gate_up_proj"),
+    "t5": (None, "encoder.block.*.layer.1.DenseReluDense.wi", "decoder.block.*.layer.2.DenseReluDense.wi"),
+    "flan_t5": (None, "encoder.block.*.layer.1.DenseReluDense.wi_1", "decoder.block.*.layer.2.DenseReluDense.wi_1"),
 }
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 
 def configs(name, heads=4, neurons=30, order="importance"):
-    weight, incoming = NAMES[name]
-    return {
-        "pruners": [
-            {
-                "names": [weight],
-                "parameters": {"target": heads, "importance_metric": "abs_gradient", "order": order, "normalize": True},
-            },
-            {
-                "names": [f"{incoming}.weight"],
-                "parameters": {"target": neurons, "importance_metric": "weighted_gradient", "order": order,
-                               "importance_inputs": [f"{incoming}.weight"]},
-            },
-        ]
-    }  # fmt: skip
+    weight, *incoming = NAMES[name]
+    pruners = []
+    if weight is not None:
+        of_heads = {"target": heads, "importance_metric": "abs_gradient", "order": order, "normalize": True}
+        pruners.append({"names": [weight], "parameters": of_heads})
+    for layer in incoming:
+        of_neurons = {"target": neurons, "importance_metric": "weighted_gradient", "order": order,
+                      "importance_inputs": [f"{layer}.weight"]}  # fmt: skip
+        pruners.append({"names": [f"{layer}.weight"], "parameters": of_neurons})
+    return {"pruners": pruners}
 
 
 def logits(model, ids):
-    return model(ids).logits
+    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    return model(ids, **more).logits
 
 
 def pruned(name, **changes):
@@ -61,13 +65,16 @@ def pruned(name, **changes):
     return model, ids, pruners
 
 
+def score_of(group, pruners):
+    """The importance under one of the names of a group."""
+    found = {name: score for pruner in pruners for name, score in pruner.importance.items()}
+    return next(found[x.name] for x in group.slices if x.name in found)
+
+
 def reference(model, ids, name, pruners):
     """The dense model's output with the pruned heads and neurons silenced instead of cut out."""
-    heads, neurons = (pruner.importance for pruner in pruners)
     for group in find_groups(model):
-        found = heads if group.kind == "heads" else neurons
-        score = next(found[x.name] for x in group.slices if x.name in found)
-        ranks = score.view(group.units, -1).sum(1)
+        ranks = score_of(group, pruners).view(group.units, -1).sum(1)
         keep = (4 if group.kind == "heads" else 30) // group.per_unit
         silent = ranks.argsort(descending=True, stable=True)[keep:]
         rows = group.stride * group.per_unit
@@ -93,12 +100,12 @@ def test_the_order_of_the_kept_does_not_change_the_output(name):
         torch.testing.assert_close(logits(by_importance, ids), logits(original, ids), rtol=1e-4, atol=1e-5)
     dense, _ = tiny_transformers(name)
     group = next(x for x in find_groups(dense) if x.kind == "neurons")
-    score = next(iter(pruners[1].importance.values()))
-    order = score.argsort(descending=True, stable=True)[:30]
+    order = score_of(group, pruners).argsort(descending=True, stable=True)[:30]
     x = group.slices[0]
-    rows = x.parameter.detach()
+    parts = x.parameter.detach().chunk(x.parts, x.dim)
     for model, indices in ((by_importance, order), (original, order.sort().values)):
-        assert model.get_parameter(x.name).equal(rows.index_select(x.dim, indices))
+        kept = torch.cat([part.index_select(x.dim, indices) for part in parts], x.dim)
+        assert model.get_parameter(x.name).equal(kept)
 
 
 @EVERY
