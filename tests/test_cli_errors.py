@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -204,3 +205,14 @@ def test_picture_without_matplotlib(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.delattr(pruneops, "picture", raising=False)
     error = fails(capsys, tmp_path, "inspect", folder, "--picture", tmp_path / "p.png")
     assert "pip install 'pruneops[plot]'" in error
+
+
+def test_warnings_are_lines(monkeypatch, capsys):
+    def warn(args):
+        warnings.warn("two lines\nof it", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr("pruneops.cli.info.run", warn)
+    before = warnings.showwarning
+    assert run("info") == 0
+    assert capsys.readouterr().err == "pruneops: warning: two lines of it\n"
+    assert warnings.showwarning is before

@@ -6,9 +6,10 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .._version import __version__
 from . import info, inspect, prune, score, verify
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        with _termination_unwinds():
+        with _termination_unwinds(), _warnings_are_lines():
             args = _parser().parse_args(argv)
             code: int | None = args.run(args)
             sys.stdout.flush()
@@ -90,6 +91,22 @@ def _termination_unwinds() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, old or signal.SIG_DFL)
+
+
+@contextmanager
+def _warnings_are_lines() -> Iterator[None]:
+    """Show what a user is warned of as errors are shown, and not the place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if category is UserWarning:
+                _say(f"warning: {message}", 0)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = show_line
+        yield
 
 
 def _say(message: str, code: int) -> int:
