@@ -53,8 +53,8 @@ def wanda(
         The report, with counts per layer and masks.
 
     Raises:
-        ValueError: an argument is out of range, there are no batches, or the model is no chain of blocks; then
-            :func:`calibrate` and :func:`pruneops.prune` are the way.
+        ValueError: an argument is out of range, there are no batches, a layer is never called, or the model is no chain
+            of blocks; then :func:`calibrate` and :func:`pruneops.prune` are the way. Nothing is changed.
 
     Example:
         >>> report = wanda(model, tokens.split(8), 0.5)  # doctest: +SKIP
@@ -70,7 +70,9 @@ def wanda(
     check_limits({x.name: x.weight.shape for x in layers}, sparsity=sparsity, pattern=form, scope=scope)
     masks: dict[str, Tensor] = {}
     with evaluating(model):
-        calls = _record(model, chain, name, batches)
+        with Norms(model, layers, "wanda") as dense:
+            calls = _record(model, chain, name, batches)
+        dense.check()  # before the first block changes
         for i, block in enumerate(chain):
             inside = set(map(id, block.parameters()))
             mine = [x for x in layers if x.name not in masks and id(x.parameter) in inside]

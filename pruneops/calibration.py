@@ -64,6 +64,7 @@ def norms_of(model: nn.Module, layers: list[PrunableLayer], batches: Iterable[An
     with evaluating(model), Norms(model, linear_layers(model, layers, "calibrate"), "calibrate") as norms:
         if not sum(1 for batch in batches for _ in [run_batch(model, batch)]):
             raise ValueError("calibrate: there are no batches")
+    norms.check()
     return norms.result()
 
 
@@ -109,13 +110,21 @@ class Norms:
         squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(0).double()
         self._sums[name] = self._sums[name] + squares if name in self._sums else squares
 
-    def result(self) -> dict[str, Tensor]:
-        """Layer name -> norms."""
-        unreached = [layer for layer in self._layers if layer.name not in self._sums]
-        reached = {id(layer.parameter) for layer in self._experts if layer.name in self._sums}
-        for layer in unreached:
+    def check(self) -> None:
+        """See that each layer got an input, of experts that are stacked together one.
+
+        Raises:
+            ValueError: one got none.
+        """
+        reached = {id(layer.parameter) for layer in self._layers if layer.name in self._sums}
+        for layer in self._layers:
             if id(layer.parameter) not in reached:
                 raise ValueError(f"{self._caller}: layer {layer.name!r} got no input; exclude it")
+
+    def result(self) -> dict[str, Tensor]:
+        """Layer name -> norms; ones for an expert without tokens, and a warning."""
+        unreached = [layer for layer in self._layers if layer.name not in self._sums]
+        for layer in unreached:
             self._sums[layer.name] = torch.ones(layer.weight.shape[1], device=layer.weight.device)
         if unreached:
             warnings.warn(

@@ -315,3 +315,13 @@ def test_a_compiled_model():
     assert torch.equal(
         report.masks["transformer.h.0.mlp.c_fc"], wanda(gpt2(), batches(), 0.5).masks["transformer.h.0.mlp.c_fc"]
     )
+
+
+def test_a_layer_that_is_never_called_stops_it_before_anything_is_pruned():
+    model = gpt2()
+    model.transformer.h[2].unused = nn.Linear(4, 4)
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"wanda: layer 'transformer\.h\.2\.unused' got no input; exclude it"):
+        wanda(model, batches(), 0.5)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert wanda(model, batches(), 0.5, exclude="*.unused").sparsity == 0.5
