@@ -35,7 +35,8 @@ def wanda(
     """Prune a transformer in place by abs(w) times the norm of the weight's input (Wanda: Sun et al., 2024).
 
     Block by block, as published: a block is calibrated on what the blocks before it, already pruned, give. Of the
-    activations only the inputs of one block are held, for all batches. Layers outside of the blocks stay as they are.
+    activations only the inputs of one block are held, for all batches. Layers outside of the blocks stay as they are,
+    and with a warning those that are never called.
 
     Args:
         model: a model that is a chain of blocks, such as the decoder layers of a language model; run and unwrapped as
@@ -53,8 +54,8 @@ def wanda(
         The report, with counts per layer and masks.
 
     Raises:
-        ValueError: an argument is out of range, there are no batches, a layer is never called, or the model is no chain
-            of blocks; then :func:`calibrate` and :func:`pruneops.prune` are the way. Nothing is changed.
+        ValueError: an argument is out of range, there are no batches, or the model is no chain of blocks; then
+            :func:`calibrate` and :func:`pruneops.prune` are the way. Nothing is changed.
 
     Example:
         >>> report = wanda(model, tokens.split(8), 0.5)  # doctest: +SKIP
@@ -72,7 +73,7 @@ def wanda(
     with evaluating(model):
         with Norms(model, layers, "wanda") as dense:
             calls = _record(model, chain, name, batches)
-        dense.check()  # before the first block changes
+        layers = dense.leave_out_unreached()
         for i, block in enumerate(chain):
             inside = set(map(id, block.parameters()))
             mine = [x for x in layers if x.name not in masks and id(x.parameter) in inside]

@@ -34,10 +34,11 @@ def calibrate(
             out.
 
     Returns:
-        Layer name -> float32 tensor of shape (in,): the L2 norm of each input channel over all tokens.
+        Layer name -> float32 tensor of shape (in,): the L2 norm of each input channel over all tokens. Layers that are
+        never called are left out, and a warning names them.
 
     Raises:
-        ValueError: there are no batches or no linear layers, or a layer (of stacked experts all) is never called.
+        ValueError: there are no batches or no linear layers, or none is called.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
@@ -64,7 +65,7 @@ def norms_of(model: nn.Module, layers: list[PrunableLayer], batches: Iterable[An
     with evaluating(model), Norms(model, linear_layers(model, layers, "calibrate"), "calibrate") as norms:
         if not sum(1 for batch in batches for _ in [run_batch(model, batch)]):
             raise ValueError("calibrate: there are no batches")
-    norms.check()
+    norms.leave_out_unreached()
     return norms.result()
 
 
@@ -93,7 +94,7 @@ class Norms:
 
     def __enter__(self) -> Norms:
         for module, name in self._modules:
-            self._entered.callback(module.register_forward_pre_hook(self._hook(name)).remove)
+            self._entered.callback(module.register_forward_pre_hook(self._hook(name), with_kwargs=True).remove)
         if self._experts:
             self._entered.enter_context(ExpertInputs(self._experts, self._add))
         return self
@@ -102,7 +103,10 @@ class Norms:
         self._entered.close()
 
     def _hook(self, name: str) -> Any:
-        return lambda module, inputs: self._add(name, inputs[0])
+        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._add(name, args[0] if args else next(iter(kwargs.values())))
+
+        return see
 
     def _add(self, name: str, inputs: Tensor) -> None:
         x = inputs.detach().flatten(0, -2) if inputs.dim() > 1 else inputs.detach()[None]
@@ -110,16 +114,25 @@ class Norms:
         squares = x.to(torch.promote_types(x.dtype, torch.float32)).square().sum(0).double()
         self._sums[name] = self._sums[name] + squares if name in self._sums else squares
 
-    def check(self) -> None:
-        """See that each layer got an input, of experts that are stacked together one.
+    def leave_out_unreached(self) -> list[PrunableLayer]:
+        """The layers that got an input, with those stacked beside one that did; a warning names the others.
 
         Raises:
-            ValueError: one got none.
+            ValueError: none got one.
         """
         reached = {id(layer.parameter) for layer in self._layers if layer.name in self._sums}
-        for layer in self._layers:
-            if id(layer.parameter) not in reached:
-                raise ValueError(f"{self._caller}: layer {layer.name!r} got no input; exclude it")
+        others = [layer.name for layer in self._layers if id(layer.parameter) not in reached]
+        if not reached:
+            raise ValueError(f"{self._caller}: no layer got an input: {listed(others, 3)}")
+        if others:
+            warnings.warn(
+                f"{self._caller}: {len(others)} layers got no input that can be seen and are left out, as those are "
+                f"whose weight something else than the layer reads: {listed(others, 3)}",
+                UserWarning,
+                stacklevel=4,
+            )
+        self._layers = [layer for layer in self._layers if id(layer.parameter) in reached]
+        return self._layers
 
     def result(self) -> dict[str, Tensor]:
         """Layer name -> norms; ones for an expert without tokens, and a warning."""

@@ -8,39 +8,54 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn.functional import linear
+from torch.overrides import TorchFunctionMode
 
 from .layers import PrunableLayer
 
-#: Products that linear layers become, and where among their arguments the inputs and the matrix, in x out, stand.
-_PRODUCTS = {torch.ops.aten.mm.default: (0, 1), torch.ops.aten.addmm.default: (1, 2)}
+#: Functions whose second argument is a matrix: out x in, or in x out.
+_LINEAR = {linear}
+_PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm}
 
 
-class ExpertInputs(TorchDispatchMode):
+class ExpertInputs(TorchFunctionMode):
     """Calls back with the inputs of matrices while it is entered: each product with one of them is seen.
+
+    Functions are looked at and not what they become, in which a matrix may be another one: a copy under autocast.
 
     Args:
         layers: matrices within stacked parameters.
-        seen: called with the name of a layer and its inputs, shape (tokens, in).
+        seen: called with the name of a layer and its inputs, shape (..., in).
     """
 
     def __init__(self, layers: Iterable[PrunableLayer], seen: Callable[[str, Tensor], None]) -> None:
         super().__init__()
-        self._names = {_place(layer.weight.t()): layer.name for layer in layers}
+        self._layers = list(layers)
+        self._names = {_place(layer.weight): layer.name for layer in self._layers}
         self._seen = seen
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _PRODUCTS:
-            inputs, matrix = (args[i] for i in _PRODUCTS[func])
-            is_plain = type(matrix) is Tensor and matrix.layout is torch.strided
-            if is_plain and (name := self._names.get(_place(matrix))):
-                self._seen(name, inputs)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if len(args) > 1 and isinstance(args[1], Tensor):
+            if func in _LINEAR or func in _PRODUCTS:
+                self._look(args[0], args[1].t() if func in _PRODUCTS and args[1].dim() == 2 else args[1])
+            elif func is torch.bmm:
+                self._look_at_all(args[0], args[1])
         return func(*args, **(kwargs or {}))
 
+    def _look(self, inputs: Tensor, matrix: Tensor) -> None:
+        if name := self._names.get(_place(matrix)):
+            self._seen(name, inputs)
 
-def _place(x: Tensor) -> tuple[Any, ...]:
+    def _look_at_all(self, inputs: Tensor, stack: Tensor) -> None:
+        """All experts at once, with zeros for the tokens that were sent to others."""
+        for layer in self._layers:
+            if stack is layer.parameter and layer.transposed:
+                self._seen(layer.name, inputs[layer.index])
+
+
+def _place(x: Tensor) -> tuple[Any, ...] | None:
     """Where in memory a tensor lies, and how."""
-    return x.device, x.data_ptr(), x.shape, x.stride()
+    return (x.device, x.data_ptr(), x.shape, x.stride()) if x.layout is torch.strided else None
 
 
 @contextmanager

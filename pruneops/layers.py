@@ -23,6 +23,8 @@ _LAYER_TYPES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _EMBEDDING_TYPES = (nn.Embedding, nn.EmbeddingBag)
 _EMBEDDINGS = {"relative_attention_bias", "shared", "wpe", "wte"}
 _ROUTERS = {"gate", "shared_expert_gate"}
+#: Stacked experts that do not say whether each is stored in x out.
+_OTHER_EXPERTS = {"Llama4TextExperts": True, "JetMoeParallelExperts": False}
 #: The names under which PEFT, diffusers, torchtune and adapters put the matrices that they add to a model.
 _ADAPTER = re.compile(
     r"(^|_)(lora|adalora|dora|vera|randlora|vblora|loha|hada|lokr|ia3|b?oft|fourierft|adaption)(_|$)|^adapter_(down|up)"
@@ -255,37 +257,47 @@ class NameFilter:
     """
 
     def __init__(self, include: Patterns, exclude: Patterns, names: Collection[str], others: Collection[str] = ()):
-        self._include = None if include is None else list(_matchers("include", include, names, others))
-        self._exclude = list(_matchers("exclude", exclude or (), names, others))
+        self._include = None if include is None else _Patterns("include", include, names, others)
+        self._exclude = _Patterns("exclude", exclude or (), names, others)
 
     def why_not(self, names: Sequence[str], default: str | None = None) -> str | None:
         """Why something known under ``names`` is not selected, or None.
 
         ``default`` is why it is not selected where no pattern names it.
         """
-        if self._include is None:
-            selected = default is None
-        else:
-            selected = any(match(name) for match in self._include for name in names)
-        if selected and not any(match(name) for match in self._exclude for name in names):
+        selected = default is None if self._include is None else self._include.match(names)
+        if selected and not self._exclude.match(names):
             return None
         return default or _UNSELECTED
 
 
-def _matchers(
-    what: str, patterns: str | Sequence[str], names: Collection[str], others: Collection[str]
-) -> Iterator[Callable[[str], bool]]:
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(f"{what} must hold strings, got {type(pattern).__name__}")
-        match = _matcher(what, pattern)
-        also = [*filter(match, others)]
-        if not any(map(match, names)) and not (also and what == "exclude"):
-            why = f"the names here begin with: {', '.join(sorted(names)[:5]) or 'none'}"
-            if also:
-                why = f"what it names has no weight that can be pruned here: {listed(also, 3)}"
-            raise ValueError(f"{what} pattern {pattern!r} matches no layer; {why}")
-        yield match
+class _Patterns:
+    """Patterns that each match a name. Those that are a name are looked up, since there may be thousands."""
+
+    def __init__(self, what: str, patterns: str | Sequence[str], names: Collection[str], others: Collection[str]):
+        self._exact: set[str] = set()
+        self._matchers: list[Callable[[str], bool]] = []
+        known, elsewhere = ({form for name in x for form in _forms(name)} for x in (names, others))
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"{what} must hold strings, got {type(pattern).__name__}")
+            if pattern in known or (pattern in elsewhere and what == "exclude"):
+                self._exact.add(pattern)
+                continue
+            match = _matcher(what, pattern)
+            also = [*filter(match, others)]
+            if not any(map(match, names)) and not (also and what == "exclude"):
+                why = f"the names here begin with: {', '.join(sorted(names)[:5]) or 'none'}"
+                if also:
+                    why = f"what it names has no weight that can be pruned here: {listed(also, 3)}"
+                raise ValueError(f"{what} pattern {pattern!r} matches no layer; {why}")
+            self._matchers.append(match)
+
+    def match(self, names: Iterable[str]) -> bool:
+        """Whether a pattern matches one of the names."""
+        return any(
+            not self._exact.isdisjoint(_forms(name)) or any(match(name) for match in self._matchers) for name in names
+        )
 
 
 def _matcher(what: str, pattern: str) -> Callable[[str], bool]:
@@ -371,11 +383,16 @@ def _of_layer(module: nn.Module, stacked: Stacked) -> Iterator[tuple[tuple[str, 
         for key, parameter in module._parameters.items():
             if key.endswith("proj_weight") and parameter is not None:
                 yield (f".{key}",), _Candidate(parameter)
-    elif stacked and isinstance(turned := getattr(module, "is_transposed", None), bool):
-        # Experts as transformers stacks them, which say whether each is stored in x out.
+    elif stacked and (turned := _stores_experts_in_by_out(module)) is not None:
         for key, parameter in module._parameters.items():
             for i in range(len(parameter) if parameter is not None and parameter.dim() == 3 else 0):
                 yield (f".{key}.{i}", f".{key}"), _Candidate(parameter, turned, i)
+
+
+def _stores_experts_in_by_out(module: nn.Module) -> bool | None:
+    """Whether experts that transformers stacks are each stored in x out, as most of them say; None for what is none."""
+    turned = getattr(module, "is_transposed", None)
+    return turned if isinstance(turned, bool) else _OTHER_EXPERTS.get(type(module).__name__)
 
 
 def _of_embedding(module: nn.Module, stacked: Stacked) -> Iterator[tuple[tuple[str, ...], _Candidate]]:

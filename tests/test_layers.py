@@ -371,3 +371,17 @@ def test_wrappers_are_taken_off(wrap):
     assert torch.equal(model[0].weight != 0, report.masks["0"])
     norms = pruneops.calibrate(wrap(model), [torch.ones(2, 8)])
     assert list(norms) == ["0", "1"]
+
+
+def test_experts_that_do_not_say_how_they_are_stored():
+    transformers = pytest.importorskip("transformers", minversion="5")
+    config = transformers.JetMoeConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, kv_channels=8, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    model = transformers.JetMoeForCausalLM(config)
+    report = pruneops.prune(model, None, pattern="2:4")
+    assert report.unlayered == {}
+    stacks = [x for x in model.parameters() if x.dim() == 3]
+    assert stacks
+    assert all((x.unflatten(2, (-1, 4)) != 0).sum(3).eq(2).all() for x in stacks)  # each out x in

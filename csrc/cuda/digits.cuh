@@ -23,8 +23,11 @@ __device__ __forceinline__ Search<K> decide(const Search<K>& search, int round, 
   long long own[kOwn], total = 0;
 #pragma unroll
   for (int b = 0; b < kOwn; ++b) total += own[b] = static_cast<long long>(counts[first + b]);
-  int64_t below = block_scan(total, shared.partial).before;
+  const auto scan = block_scan(total, shared.partial);
+  int64_t below = scan.before;
   const int64_t wanted = search.selection.k - search.selection.less;
+  // Scores that somebody else writes meanwhile may not add up to the rank.
+  if (threadIdx.x == 0 && (wanted <= 0 || wanted > scan.total)) shared.search = search;
 #pragma unroll
   for (int b = 0; b < kOwn; ++b) {
     if (below < wanted && wanted <= below + own[b]) {

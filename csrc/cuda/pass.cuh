@@ -237,7 +237,9 @@ class Runs {
           for (int i = 0; i < kVector; ++i) {
             if (i >= batch.size(v)) continue;
             sieve.look(scores[i], [&](K key) {
-              const int64_t next = first + atomicInc(&stage.again, ~0u);
+              const unsigned again = atomicInc(&stage.again, ~0u);
+              if (again >= count) return;
+              const int64_t next = first + again;
               work_.few[next] = key;
               work_.places[next] = static_cast<uint16_t>(batch.at(v) + i - begin);
             });

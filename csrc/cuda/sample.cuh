@@ -144,7 +144,7 @@ __device__ __forceinline__ Bracket<K> find_bracket(const SelectWork<K>& work, De
   const int64_t up_to = has_high ? high.selection.less + high.selection.equal : work.sample_size;
   const K outwards = work.has_room_for(up_to - below) ? 1 : 0;
   return {has_low ? static_cast<K>(low.key() - (low.key() > 0 ? outwards : 0)) : K(0),
-          has_high ? static_cast<K>(high.key() + outwards) : static_cast<K>(~K(0))};
+          has_high ? static_cast<K>(high.key() + (high.key() > 0 ? outwards : 0)) : static_cast<K>(~K(0))};
 }
 
 }  // namespace pruneops::cuda

@@ -72,6 +72,8 @@ class Selecting {
   cudaError_t for_each_part_table(const Tensors& tensors, const F& f) const {
     return for_each_table(tensors, count_, kTiles, kEvery, f, work_.tiles_per_part);
   }
+  static_assert(Table<SelectTensor>::kCapacity == Table<FusedTensor>::kCapacity,
+                "tiles have one number in both");
   // The same of the scores, with a small table where that holds all.
   template <class F>
   cudaError_t for_each_fitting_table(const F& f) const {

@@ -179,7 +179,9 @@ __device__ __forceinline__ Cut find_share(const unsigned* counts, int64_t begin,
   const int64_t first = min64(begin + threadIdx.x * share, end), last = min64(first + share, end);
   long long own = 0;
   for (int64_t p = first; p < last; ++p) own += counts[p];
-  const int64_t before = block_scan(own, shared.partial).before;
+  const auto scan = block_scan(own, shared.partial);
+  const int64_t before = scan.before;
+  if (threadIdx.x == 0 && (wanted <= 0 || wanted > scan.total)) shared.cut = {begin, 0};
   if (before < wanted && wanted <= before + own) shared.cut = {first, wanted - before};
   __syncthreads();
   return shared.cut;

@@ -5,7 +5,7 @@
 namespace pruneops::ops {
 
 Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instances, int64_t stride,
-                           int64_t dim, std::string order) {
+                           int64_t dim, Word order) {
   constexpr const char* op = "prune_by_importance";
   check_same_device(op, tensor, importance);
   STD_TORCH_CHECK(dim >= 0 && dim < tensor.dim(), op, ": dim ", dim, " of a tensor of ", tensor.dim(),
@@ -24,7 +24,7 @@ Tensor prune_by_importance(Tensor tensor, Tensor importance, int64_t num_instanc
   for (int64_t d = 0; d < dim; ++d) slabs.outer *= shape[d];
   for (size_t d = dim + 1; d < shape.size(); ++d) slabs.slab_bytes *= shape[d];
   shape[dim] = num_instances * stride;
-  Tensor kept = new_output(tensor, shape, tensor.scalar_type());
+  Tensor kept = new_output(tensor, shape);
   slabs.target = kept.data_ptr();
   const Dtype dtype = dtype_of(ranks);
   run_on(

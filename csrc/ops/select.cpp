@@ -10,7 +10,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-Metric select_metric(const std::optional<std::string>& name) {
+Metric select_metric(const std::optional<Word>& name) {
   return name ? metric_of(*name) : Metric::stored;
 }
 
@@ -105,7 +105,7 @@ ScalarType value_type(const Tensors& scores, Metric metric, const Tensors& grads
 
 }  // namespace
 
-Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<std::string> metric,
+Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<Word> metric,
                     Tensors grads, Tensors input_norms) {
   constexpr const char* op = "count_digits";
   const Metric how = select_metric(metric);
@@ -135,7 +135,7 @@ Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<
   return counts;
 }
 
-Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, Tensors grads,
+Tensor kth_value(Tensors scores, int64_t k, std::optional<Word> metric, Tensors grads,
                  Tensors input_norms) {
   constexpr const char* op = "kth_value";
   const Metric how = select_metric(metric);
@@ -158,8 +158,8 @@ Tensor kth_value(Tensors scores, int64_t k, std::optional<std::string> metric, T
   return value;
 }
 
-void topk_mask(Tensors scores, Tensors out, int64_t keep, std::string ties, bool strict,
-               std::optional<std::string> metric, Tensors grads, Tensors input_norms) {
+void topk_mask(Tensors scores, Tensors out, int64_t keep, Word ties, bool strict,
+               std::optional<Word> metric, Tensors grads, Tensors input_norms) {
   constexpr const char* op = "topk_mask";
   check_same_length(op, out, scores);
   const Metric how = select_metric(metric);
@@ -211,7 +211,7 @@ void keep_in_groups(const char* op, Inputs& inputs, const Tensor& score, Metric 
 
 }  // namespace
 
-void row_topk_mask(Tensor score, Tensor out, int64_t keep, std::optional<std::string> metric,
+void row_topk_mask(Tensor score, Tensor out, int64_t keep, std::optional<Word> metric,
                    std::optional<Tensor> grad, std::optional<Tensor> input_norm) {
   constexpr const char* op = "row_topk_mask";
   const Metric how = select_metric(metric);
@@ -220,7 +220,7 @@ void row_topk_mask(Tensor score, Tensor out, int64_t keep, std::optional<std::st
   keep_in_groups(op, inputs, score, how, keep, row);
 }
 
-void nm_mask(Tensor score, Tensor out, int64_t n, int64_t m, std::optional<std::string> metric,
+void nm_mask(Tensor score, Tensor out, int64_t n, int64_t m, std::optional<Word> metric,
              std::optional<Tensor> grad, std::optional<Tensor> input_norm) {
   constexpr const char* op = "nm_mask";
   const Metric how = select_metric(metric);

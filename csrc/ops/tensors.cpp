@@ -181,6 +181,12 @@ Tensor new_output(const Tensor& like, const Ints& sizes, ScalarType type) {
   return output;
 }
 
+Tensor new_output(const Tensor& like, const Ints& sizes) {
+  Tensor output = new_tensor_of(like, sizes, type_code_of(like));
+  ask_for_huge_pages(output);
+  return output;
+}
+
 Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : contiguous_copy(tensor);
 }

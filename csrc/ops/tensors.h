@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../math/tensors.h"
+#include "word.h"
 
 namespace pruneops::ops {
 
@@ -43,6 +44,8 @@ void check_type(const char* op, const Tensor& tensor, torch::headeronly::ScalarT
 Tensor new_tensor(const Tensor& like, const Ints& sizes, torch::headeronly::ScalarType type);
 // The same, in memory that is fast to write for the first time.
 Tensor new_output(const Tensor& like, const Ints& sizes, torch::headeronly::ScalarType type);
+// The same of the dtype of `like`, also of one that torch's header does not know.
+Tensor new_output(const Tensor& like, const Ints& sizes);
 
 // The tensor itself where it is contiguous, or a copy. Copies in and out know nothing of autograd, which
 // would refuse to write to a parameter, or to what was made in inference mode.

@@ -99,7 +99,7 @@ UpdateRule update_rule(const char* op, const std::string& metric, double alpha, 
 
 }  // namespace
 
-void update_scores_(Tensors scores, Tensors weights, Tensors grads, std::string metric, double alpha,
+void update_scores_(Tensors scores, Tensors weights, Tensors grads, Word metric, double alpha,
                     double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
                     bool skip_nonfinite) {
   check_lists(kUpdate, metric_of(metric), scores, weights, grads);
@@ -115,9 +115,9 @@ void update_scores_(Tensors scores, Tensors weights, Tensors grads, std::string 
   updates.commit();
 }
 
-void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, std::string metric, double alpha,
+void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, Word metric, double alpha,
                        double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                       bool skip_nonfinite, Tensors out, int64_t keep, std::string ties) {
+                       bool skip_nonfinite, Tensors out, int64_t keep, Word ties) {
   constexpr const char* op = "update_topk_mask_";
   check_lists(op, metric_of(metric), scores, weights, grads);
   check_same_length(op, out, scores);
@@ -205,8 +205,8 @@ void update_blocks(const char* op, Tensors& scores, const Tensors& weights, cons
 
 }  // namespace
 
-void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints block, std::string metric,
-                          std::string reduce, double alpha, double beta, std::optional<Tensor> grad_scale,
+void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints block, Word metric,
+                          Word reduce, double alpha, double beta, std::optional<Tensor> grad_scale,
                           std::optional<Tensor> found_inf, bool skip_nonfinite) {
   const Metric element = metric_of(metric);
   check_lists(kBlockUpdate, element, scores, weights, grads);
@@ -220,7 +220,7 @@ void update_block_scores_(Tensors scores, Tensors weights, Tensors grads, Ints b
   update_blocks(kBlockUpdate, scores, weights, grads, block, rule);
 }
 
-Tensor block_reduce(Tensor score, Ints block, std::string reduce) {
+Tensor block_reduce(Tensor score, Ints block, Word reduce) {
   using torch::headeronly::ScalarType;
   std::deque<Tensor> copies;
   const Matrix matrix = matrix_view(copies, score).matrix;
@@ -232,7 +232,7 @@ Tensor block_reduce(Tensor score, Ints block, std::string reduce) {
   return reduced;
 }
 
-void block_reduce_out(Tensor score, Ints block, std::string reduce, Tensor out) {
+void block_reduce_out(Tensor score, Ints block, Word reduce, Tensor out) {
   const UpdateRule rule{Metric::stored, reduce_of(reduce), 0.0, 1.0, nullptr, nullptr, false};
   Tensors scores{std::move(out)};
   update_blocks("block_reduce", scores, {score}, {}, block, rule);

@@ -27,21 +27,22 @@ def checked(op: str, prepare: Callable[..., Callable[[], Any]], tensors: Any, *a
     here only to word what it has refused. An error that they do not explain is passed on as it came.
     """
     first = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else tensors
-    if not is_served(first):
-        return prepare(Checker(op), tensors, *args)()
-    CALLER.unchecked = True
+    outside = CALLER.unchecked  # this call may be part of another one, of a tensor subclass
+    refused: Exception | None = None
     try:
-        return prepare(Checker(op, thorough=False), tensors, *args)()
-    except Exception as error:
-        refused = error
-    finally:
+        if is_served(first):
+            CALLER.unchecked = True
+            try:
+                return prepare(Checker(op, thorough=False), tensors, *args)()
+            except Exception as error:
+                refused = error
         CALLER.unchecked = False
-    try:
         call = prepare(Checker(op), tensors, *args)
-        if isinstance(refused, UncheckedCallError):
+        if refused is None or isinstance(refused, UncheckedCallError):
             return call()
         raise refused
     finally:
+        CALLER.unchecked = outside
         del refused  # its traceback holds this frame, and with it the tensors
 
 

@@ -131,6 +131,33 @@ def test_wanda_goes_block_by_block(name, pattern, nm):
     assert all(torch.equal(x, partly.state_dict()[key]) for key, x in model.state_dict().items())
 
 
+def test_all_experts_at_once():
+    """As Llama 4 does: each token goes to every expert, times a factor that is mostly zero."""
+    torch.manual_seed(0)
+    config = transformers.Llama4TextConfig(
+        **SIZES, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=1, num_local_experts=4, head_dim=8,
+        interleave_moe_layer_step=1,
+    )  # fmt: skip
+    model = transformers.Llama4ForCausalLM(config).eval()
+    experts = model.model.layers[0].feed_forward.experts
+    seen = []
+    experts.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().double()))
+    with torch.no_grad():
+        for tokens in batches():
+            model(tokens)
+    norms = calibrate(model, batches())
+    for i in range(4):
+        x = torch.cat([rows.view(4, -1, 16)[i] for rows in seen[:4]])
+        gate, up = (x @ experts.gate_up_proj[i].double()).chunk(2, dim=1)
+        inner = up * torch.nn.functional.silu(gate)
+        for key, rows in (("gate_up_proj", x), ("down_proj", inner)):
+            found = norms[f"model.layers.0.feed_forward.experts.{key}.{i}"]
+            torch.testing.assert_close(found, rows.norm(dim=0).float(), rtol=1e-4, atol=1e-7)
+    report = pruneops.prune(model, pattern="2:4", sparsity=None, include="*.experts.*")
+    assert len(report.layers) == 8
+    assert (experts.gate_up_proj.unflatten(1, (-1, 4)) != 0).sum(2).eq(2).all()  # stored in x out
+
+
 def test_norms_prune_at_any_sparsity():
     model = mixtral()
     norms = calibrate(model, batches())
@@ -170,9 +197,30 @@ def test_experts_that_no_token_reaches_are_ranked_by_their_weights_alone():
 def test_no_expert_is_reached():
     model = nn.Sequential(nn.Linear(16, 16), Chosen([]))
     model[1].forward = lambda x: x
-    with pytest.raises(ValueError, match=r"calibrate: layer '1\.up\.0' got no input; exclude it"):
-        calibrate(model, [torch.randn(5, 16)])
-    assert list(calibrate(model, [torch.randn(5, 16)], exclude="*.up")) == ["0"]
+    with pytest.warns(UserWarning, match=r"3 layers got no input .*: 1\.up\.0, 1\.up\.1, 1\.up\.2$"):
+        assert list(calibrate(model, [torch.randn(5, 16)])) == ["0"]
+    with pytest.raises(ValueError, match=r"no layer got an input: 1\.up\.0, 1\.up\.1, 1\.up\.2"):
+        calibrate(model, [torch.randn(5, 16)], include="*.up")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_modes_of_torch(name):
+    make, _ = MODELS[name]
+    norms = calibrate(make(), batches())
+    with torch.inference_mode():
+        assert all(torch.equal(norms[key], x) for key, x in calibrate(make(), batches()).items())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = calibrate(make(), batches())
+    assert rounded.keys() == norms.keys()
+    assert all(torch.allclose(norms[key], x, rtol=0.05) for key, x in rounded.items())
+
+
+def test_flex_attention():
+    model = mixtral()
+    norms = calibrate(model, batches())
+    model.set_attn_implementation("flex_attention")
+    for key, x in calibrate(model, batches()).items():
+        torch.testing.assert_close(x, norms[key], rtol=1e-3, atol=1e-5)
 
 
 IN_CHECKPOINT = {

@@ -119,6 +119,28 @@ def test_conv1d_groups_lie_along_the_inputs(tmp_path):
     assert verify(folder, pattern="2:4").tensors[0].broken == 4
 
 
+@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", None), ("4x1", 0.5), ("1xchannel", 0.5)])
+def test_stacked_experts_are_no_convolution(tmp_path, pattern, sparsity, capsys):
+    """As a Conv1d's, the stack has 2:4, and whole blocks and rows; as matrices, each with inputs last, it has not."""
+    stack, linear = torch.randn(4, 8, 8), torch.randn(8, 8)
+    stack.view(4, 2, 4, 8)[:, :, 2:] = 0
+    if sparsity:
+        stack[:, ::2] = stack[::2] = linear[:4] = 0
+    else:
+        linear.view(8, 2, 4)[..., 2:] = 0
+    tensors = {"l.moe.input_linear.weight": stack, "l.q_proj.weight": linear}
+    folder = hugging_face(tmp_path / "moe", [tensors], {"num_local_experts": 4})
+    found = verify(folder, sparsity, pattern, exact=True)
+    assert found.ok
+    assert [x.name for x in found.tensors] == ["l.q_proj.weight"]
+    assert found.skipped == {"l.moe.input_linear.weight": "stacked experts"}
+    with pytest.raises(ValueError, match=r"nothing to prune \(not selected by name, stacked experts\)"):
+        verify(folder, sparsity, pattern, include="*input_linear")
+    claim = ("--pattern", pattern, *(("--sparsity", sparsity) if sparsity else ()))
+    assert run("verify", folder, *claim) == 0
+    assert "left alone, stacked experts, 80.00 % of all weights" in capsys.readouterr().out
+
+
 def test_names(dense, tmp_path):
     output = pruned(dense, tmp_path, "--sparsity", "0.9", "--include", "layer.1.*", "--scope", "local")
     assert verify(output, 0.9, include="layer.1.*", scope="local").ok

@@ -187,8 +187,8 @@ def test_bad_input():
         wanda(outside, [torch.ones(1, 4)], 0.5)
     idle = nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)})
     idle.forward = lambda x: idle["a"](x)
-    with pytest.raises(ValueError, match="'b' got no input"):
-        calibrate(idle, [torch.ones(1, 2)])
+    with pytest.raises(ValueError, match="calibrate: no layer got an input: b"):
+        calibrate(idle, [torch.ones(1, 2)], include="b")
     with pytest.raises(ValueError, match=r"needs input_norms; pruneops\.calibrate"):
         pruneops.prune(model, 0.5, criterion="wanda")
     with pytest.raises(ValueError, match=r"input_norms\['0'\] has shape \[3\], expected \[4\]"):
@@ -317,11 +317,23 @@ def test_a_compiled_model():
     )
 
 
-def test_a_layer_that_is_never_called_stops_it_before_anything_is_pruned():
+def test_a_layer_that_is_never_called_is_left_out():
     model = gpt2()
     model.transformer.h[2].unused = nn.Linear(4, 4)
-    before = {name: x.clone() for name, x in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"wanda: layer 'transformer\.h\.2\.unused' got no input; exclude it"):
-        wanda(model, batches(), 0.5)
-    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
-    assert wanda(model, batches(), 0.5, exclude="*.unused").sparsity == 0.5
+    names = {layer.name for layer in wanda(gpt2(), batches(), 0.5).layers}
+    for run in (lambda: wanda(model, batches(), 0.5).masks, lambda: calibrate(model, batches())):
+        with pytest.warns(UserWarning, match=r"1 layers got no input .* left out, .*: transformer\.h\.2\.unused"):
+            assert set(run()) == names
+    assert (model.transformer.h[2].unused.weight != 0).all()
+
+
+def test_inputs_by_keyword():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    assert torch.equal(calibrate(Model(), [torch.tensor([[3.0, 1.0]])])["fc"], torch.tensor([3.0, 1.0]))
