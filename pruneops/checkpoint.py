@@ -28,6 +28,11 @@ _WEIGHT_SUFFIXES = {".bin", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".pt", "
 # The architectures whose blocks are built from transformers' Conv1D, which stores its weight in x out.
 _CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp", "clvp_decoder"}
 _CONV1D_MODULES = {"c_attn", "c_fc", "c_proj", "q_attn"}
+# How configurations call the number of experts of a layer, but for those that every token goes to.
+_EXPERT_COUNTS = {
+    "moe_num_experts", "n_experts", "n_routed_experts", "num_experts", "num_experts_per_layer", "num_local_experts",
+    "num_moe_experts", "num_routed_experts",
+}  # fmt: skip
 
 
 class CheckpointError(ValueError):
@@ -150,6 +155,7 @@ class Checkpoint:
         self._check_names(index)
         self.config = _read_json(self.folder / "config.json") if (self.folder / "config.json").is_file() else {}
         self._uses_conv1d = not _CONV1D_MODELS.isdisjoint(_model_types(self.config))
+        self._expert_counts = set(_expert_counts(self.config))
 
     @property
     def folder(self) -> Path:
@@ -171,6 +177,19 @@ class Checkpoint:
         """Whether the weight is that of a ``Conv1D`` (GPT-2), the transpose of a linear layer's."""
         is_matrix_weight = name.endswith(".weight") and len(self.tensors[name].shape) == 2
         return self._uses_conv1d and is_matrix_weight and name.split(".")[-2] in _CONV1D_MODULES
+
+    def stacks_experts(self, name: str) -> bool:
+        """Whether the tensor holds one matrix for each expert, of which neither name nor shape says the orientation.
+
+        It has 3 dimensions, and ``expert`` in its name or as many matrices as ``config.json`` says that there are
+        experts (Granite's ``block_sparse_moe.input_linear.weight``). The weight of a Conv1d has 3 dimensions too, and
+        may have as many outputs by chance: it is known by ``conv`` in one of the last two parts of its module's name.
+        """
+        shape = self.tensors[name].shape
+        module = name.lower().removesuffix(".weight").split(".")
+        if len(shape) != 3 or any("conv" in part for part in module[-2:]):
+            return False
+        return shape[0] in self._expert_counts or any("expert" in part for part in module)
 
     def oriented(self, name: str, tensor: Tensor) -> Tensor:
         """A tensor of the stored shape of ``name``, seen as out x in; a view."""
@@ -276,7 +295,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A configuration, and those nested in it, such as ``text_config``."""
+    yield config
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _configs(value)
+
+
 def _model_types(config: Mapping[str, Any]) -> set[str]:
     """Every ``model_type`` of a configuration and of the configurations nested in it."""
-    found = {kind} if isinstance(kind := config.get("model_type"), str) else set()
-    return found.union(*(_model_types(value) for value in config.values() if isinstance(value, dict)))
+    return {kind for part in _configs(config) if isinstance(kind := part.get("model_type"), str)}
+
+
+def _expert_counts(config: Mapping[str, Any]) -> Iterator[int]:
+    """Every number of experts that a configuration or one nested in it declares; some declare one for each layer."""
+    for part in _configs(config):
+        for value in map(part.get, _EXPERT_COUNTS & part.keys()):
+            yield from (count for count in (value if isinstance(value, list) else [value]) if type(count) is int)

@@ -39,11 +39,28 @@ class Structure:
         return self.zeros / self.numel if self.numel else 0.0
 
 
+def count_zeros(weight: Tensor) -> Structure:
+    """The zeros alone, of a weight whose dimensions are not known, such as a stack of experts.
+
+    Args:
+        weight: any shape.
+
+    Returns:
+        The :class:`Structure`, without patterns.
+
+    Example:
+        >>> count_zeros(torch.zeros(2, 4, 4))
+        Structure(zeros=32, numel=32, nm=[], block=None)
+    """
+    return Structure(weight.numel() - int(weight.count_nonzero()), weight.numel(), [], None)
+
+
 def find_structure(weight: Tensor) -> Structure:
     """Find which patterns the zeros of a weight hold.
 
     Args:
-        weight: out x in, or conv (O, I, k...), seen as the matrix (O, k... * I) with N:M groups along I.
+        weight: out x in, or conv (O, I, k...), seen as the matrix (O, k... * I) with N:M groups along I. Of a
+            stack of matrices this is false; see :func:`count_zeros`.
 
     Returns:
         The :class:`Structure`.

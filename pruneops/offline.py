@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from .ops import unpack_mask
-from .planning import Plan, natural
+from .planning import STACKED_EXPERTS, Plan, natural
 from .report import LayerMasks, LayerReport, PruneReport
 from .score_files import CriterionScores, SavedScores
 from .selection import apply_masks, block_scores, select_masks
@@ -26,13 +26,16 @@ def left_alone(plan: Plan) -> dict[str, str]:
         >>> left_alone(make_plan(checkpoint, "2:4"))  # doctest: +SKIP
         {'lm_head.weight': 'embedding, norm or head', 'pos_embed': 'no weight of a layer, by its name'}
     """
-    known = {*plan.names, *plan.skipped}
+    checkpoint, known = plan.checkpoint, {*plan.names, *plan.skipped}
     rest = [
         name
-        for name, info in plan.checkpoint.tensors.items()
+        for name, info in checkpoint.tensors.items()
         if info.is_floating and len(info.shape) > 1 and name not in known
     ]
-    return plan.skipped | dict.fromkeys(sorted(rest, key=natural), "no weight of a layer, by its name")
+    return plan.skipped | {
+        name: STACKED_EXPERTS if checkpoint.stacks_experts(name) else "no weight of a layer, by its name"
+        for name in sorted(rest, key=natural)
+    }
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,9 @@ from .layers import NameFilter, Patterns, excluded_by_default
 from .patterns import Pattern, parse_pattern
 from .selection import SCOPES
 
+#: Why a tensor is left alone that holds the matrices of many experts.
+STACKED_EXPERTS = "stacked experts"
+
 
 def natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts ``layer.9`` before ``layer.10``."""
@@ -75,6 +78,9 @@ def make_plan(
 ) -> Plan:
     """Decide which tensors of a checkpoint to prune: ``*.weight`` with two or more dimensions, in floating point.
 
+    What stacks experts (see :meth:`pruneops.checkpoint.Checkpoint.stacks_experts`) is skipped, even if it is named: it
+    does not say along which dimension the inputs lie.
+
     Args:
         checkpoint: the source.
         pattern: see :func:`pruneops.parse_pattern`.
@@ -125,5 +131,8 @@ def _module(name: str) -> str:
 def _why_not(checkpoint: Checkpoint, name: str, chosen: NameFilter) -> str | None:
     """Why a weight is not to be pruned, or None."""
     dtype = checkpoint.tensors[name].dtype
-    reason = chosen.why_not([_module(name)], excluded_by_default(_module(name), checkpoint.tensors))
-    return reason or (None if dtype in FLOATING else f"dtype {dtype}")
+    if reason := chosen.why_not([_module(name)], excluded_by_default(_module(name), checkpoint.tensors)):
+        return reason
+    if checkpoint.stacks_experts(name):
+        return STACKED_EXPERTS
+    return None if dtype in FLOATING else f"dtype {dtype}"

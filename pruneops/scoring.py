@@ -137,7 +137,8 @@ def _layers_of(names: Iterable[str], layers: list[PrunableLayer], prefix: str) -
 
 def _forms(name: str, prefix: str) -> Iterator[Any]:
     """What the model may know a tensor by: a name, or the place of an expert's matrix."""
-    for form in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
+    _, _, inner = name.partition(".")  # the body may have another name, as in Nemotron-H
+    for form in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."), f"{prefix}.{inner}"):
         yield form
         if match := _IN_CHECKPOINT.fullmatch(form):
             block, expert, matrix = match.groups()

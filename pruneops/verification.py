@@ -113,7 +113,7 @@ def verify(
 
     Of n units at least ``int(sparsity * n)`` must be zero: of all tensors together, of each, or of each row, by
     ``scope``. With blocks only blocks that are zero altogether count. With N:M each group of M consecutive inputs
-    has at most N entries that are not zero.
+    has at most N entries that are not zero. Stacked experts are never looked at, as they are never pruned.
 
     Args:
         checkpoint: a ``.safetensors`` file or a model directory.

@@ -191,6 +191,43 @@ def test_the_same_names_elsewhere_are_linear(tmp_path):
     assert not Checkpoint(tmp_path).stored_in_by_out("h.0.mlp.c_fc.weight")
 
 
+STACKS = {
+    "h.0.block_sparse_moe.input_linear.weight": (4, 6, 8), "h.0.mlp.experts.gate_up_proj": (3, 6, 8),
+    "h.0.shared_expert.w1.weight": (3, 6, 8), "conv_encoder.moe.output_linear.weight": (4, 6, 8),
+}  # fmt: skip
+NO_STACKS = {
+    "h.0.router.weight": (4, 8), "h.0.experts.0.w1.weight": (4, 8), "h.0.mamba.conv1d.weight": (4, 1, 3),
+    "vocoder.convs1.0.weight": (4, 6, 3), "patch.weight": (4, 6, 3, 3), "mixer.weight": (5, 6, 3),
+    "experts.0.conv.weight": (4, 6, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"num_local_experts": 4}, {"num_experts": 4}, {"n_routed_experts": 4}, {"moe_num_experts": [4, 2]},
+        {"num_experts_per_layer": [2, 4, 4]}, {"text_config": {"ffn_config": {"moe_num_experts": 4}}},
+    ],
+    ids=json.dumps,
+)  # fmt: skip
+def test_stacks_of_experts_are_known_by_their_number_or_name(tmp_path, config):
+    """The other numbers of a configuration that speak of experts count none of them."""
+    config = {"num_experts_per_tok": 5, "n_shared_experts": 5, "num_hidden_layers": 5} | config
+    shapes = STACKS | NO_STACKS
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    checkpoint = Checkpoint(tmp_path)
+    assert {name for name in shapes if checkpoint.stacks_experts(name)} == set(STACKS)
+
+
+@pytest.mark.parametrize("count", [None, "4", True, 4.0, {"a": 4}, ["4"]])
+def test_what_is_no_number_of_experts_is_ignored(tmp_path, count):
+    save_file({"a.weight": torch.zeros(4, 6, 8), "b.weight": torch.zeros(1, 6, 8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"num_experts": count}))
+    checkpoint = Checkpoint(tmp_path)
+    assert not any(checkpoint.stacks_experts(name) for name in checkpoint.tensors)
+
+
 def test_side_files_are_copied_and_bookkeeping_is_not(tmp_path):
     folder = sharded(tmp_path / "m", {"x.safetensors": {"a": torch.ones(2)}})
     for file in (

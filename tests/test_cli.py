@@ -307,6 +307,109 @@ def test_every_tensor_that_is_left_alone_is_named(tmp_path, capsys):
     assert run_json(capsys, "verify", target, "--pattern", "2:4")["skipped"].keys() == set(odd)
 
 
+def granite():
+    """Tensors of a Granite with 4 experts in each stack; half of each is zero, in whole rows of each expert."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = {
+        "l.0.moe.input_linear.weight": (4, 8, 16), "l.0.moe.output_linear.weight": (4, 16, 8),
+        "l.0.mlp.experts.gate_up_proj": (4, 8, 16), "l.0.mamba.conv1d.weight": (4, 8, 4), "l.0.q_proj.weight": (8, 8),
+    }  # fmt: skip
+    tensors = {name: torch.randn(shape, generator=rng) for name, shape in shapes.items()}
+    for name in STACKS:
+        tensors[name][:, ::2] = 0
+    return tensors
+
+
+STACKS = ("l.0.moe.input_linear.weight", "l.0.moe.output_linear.weight", "l.0.mlp.experts.gate_up_proj")
+MOE = {"model_type": "granitemoehybrid", "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize("config", [MOE, {"model_type": "some_vlm", "text_config": MOE}])
+@pytest.mark.parametrize("pattern", ["1x1", "2:4", "4x1", "1xchannel"])
+def test_stacked_experts_are_left_alone(tmp_path, capsys, pattern, config):
+    """Their bytes stay; the Conv1d beside them, which has as many outputs as there are experts, is pruned."""
+    dense = granite()
+    source = hugging_face(tmp_path / "in", [dense], config)
+    args = ("prune", source, "--pattern", pattern, *(() if ":" in pattern else ("--sparsity", 0.5)))
+    document = run_json(capsys, *args, "--scope", "local", "--output", tmp_path / "out")
+    assert document["skipped"] == dict.fromkeys(STACKS, "stacked experts")
+    found = load(tmp_path / "out")
+    for name in dense:
+        assert torch.equal(found[name], dense[name]) == (name in STACKS), name
+    # Outputs first, then inputs, then the kernel: what a group, a block and a row are of each.
+    units = {
+        "1x1": lambda x: x.reshape(-1, 1, 1), "2:4": lambda x: x.movedim(1, -1).reshape(-1, 4, 1),
+        "4x1": lambda x: x.movedim(1, -1).reshape(len(x) // 4, 4, -1).movedim(1, -1).reshape(-1, 4),
+        "1xchannel": lambda x: x.flatten(1),
+    }[pattern]  # fmt: skip
+    for name in ("l.0.mamba.conv1d.weight", "l.0.q_proj.weight"):
+        zero = units(found[name]) == 0
+        if ":" in pattern:
+            assert (zero.sum(1) == 2).all()
+        else:
+            zero = zero.flatten(1)
+            assert (zero.all(1) == zero.any(1)).all()
+            assert int(zero.all(1).sum()) == len(zero) // 2
+
+
+def test_stacked_experts_are_named_with_their_share(tmp_path, capsys):
+    source = hugging_face(tmp_path / "in", [granite()], MOE)
+    share = 100 * 1536 / (1536 + 128 + 64)
+    line = f"left alone, stacked experts, {share:.2f} % of all weights: {', '.join(STACKS)}"
+    for command in ("prune", "verify"):
+        run(command, source, "--pattern", "2:4", *(["--dry-run"] if command == "prune" else []))
+        assert line in capsys.readouterr().out.splitlines()
+
+
+def test_stacked_experts_are_left_alone_even_if_they_are_named(tmp_path, capsys):
+    dense = granite()
+    source = hugging_face(tmp_path / "in", [dense], MOE)
+    args = ("prune", source, "--sparsity", 0.5, "--output", tmp_path / "out", "--include", STACKS[0])
+    assert "nothing to prune (not selected by name, stacked experts)" in fails(capsys, tmp_path, *args)
+    document = run_json(capsys, *args, "--include", "*.q_proj")
+    assert [layer["name"] for layer in document["layers"]] == ["l.0.q_proj.weight"]
+    assert document["skipped"][STACKS[0]] == "stacked experts"
+    found = load(tmp_path / "out")
+    assert all(torch.equal(found[name], dense[name]) for name in STACKS)
+
+
+def test_inspect_claims_no_structure_of_stacked_experts(tmp_path, capsys):
+    """The same tensors of a model without experts are weights of convolutions, whose structure is shown."""
+    dense = {f"w.{i}.weight": granite()[name] for i, name in enumerate(STACKS)}
+    for config, stacked in ((MOE, True), ({"model_type": "llama"}, False)):
+        source = hugging_face(tmp_path / str(stacked), [dense | {"conv.weight": granite()[STACKS[0]]}], config)
+        found = {layer["name"]: layer for layer in run_json(capsys, "inspect", source)["layers"]}
+        for name in dense:
+            layer = found[name]
+            assert (layer["sparsity"], layer["shape"]) == (0.5, list(dense[name].shape))
+            assert layer["stacked_experts"] == stacked
+            assert (layer["nm"] == [] and layer["block"] is None) == stacked
+        assert not found["conv.weight"]["stacked_experts"]
+        assert found["conv.weight"]["nm"]
+        assert run("inspect", source) == 0
+        rows = [line for line in capsys.readouterr().out.splitlines() if "w." in line]
+        assert [", stacked experts as stored" in row for row in rows] == [stacked] * 3
+
+
+def test_a_granite_of_transformers_keeps_its_experts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GraniteMoeConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    transformers.GraniteMoeForCausalLM(config).save_pretrained(tmp_path / "in")
+    capsys.readouterr()
+    document = run_json(capsys, "prune", tmp_path / "in", "--pattern", "2:4", "--output", tmp_path / "out")
+    dense, pruned = load(tmp_path / "in"), load(tmp_path / "out")
+    stacks = {name for name, tensor in dense.items() if tensor.dim() == 3}
+    assert len(stacks) == 4
+    assert {name for name, why in document["skipped"].items() if why == "stacked experts"} == stacks
+    attention = {name for name in dense if "self_attn" in name}
+    assert {name for name in dense if not torch.equal(dense[name], pruned[name])} == attention
+    assert all(((pruned[name].reshape(-1, 4) == 0).sum(1) == 2).all() for name in attention)
+
+
 def test_names_are_printed_as_they_are(tmp_path, capsys):
     save_file({"a[bold].:smile:.weight": torch.randn(4, 4)}, tmp_path / "[red]x.safetensors")
     assert run("inspect", tmp_path / "[red]x.safetensors") == 0

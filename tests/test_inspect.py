@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pruneops.inspection import BINS_PER_DECADE, DECADES, find_structure, magnitude_histogram
+from pruneops.inspection import BINS_PER_DECADE, DECADES, count_zeros, find_structure, magnitude_histogram
 
 SHAPE = (48, 96)
 
@@ -107,6 +107,18 @@ def test_empty_and_one_dimensional():
     assert find_structure(torch.zeros(0, 4)).sparsity == 0.0
     with pytest.raises(ValueError, match="at least 2 dimensions"):
         find_structure(torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_zeros_are_counted_without_structure(dtype):
+    """A stack of experts in which 2:4 holds along its last dimension, and blocks of whole experts as of a Conv1d."""
+    array = zero_nm(2, 4).reshape(4, 12, 96)
+    array[:, 0] = 0
+    weight = torch.from_numpy(array).to(dtype)
+    weight[0, 1, 0], weight[0, 1, 1] = -0.0, torch.nan
+    kept = weight.double().numpy() != 0
+    found = count_zeros(weight)
+    assert (found.zeros, found.numel, found.nm, found.block) == (int((~kept).sum()), 4 * 12 * 96, [], None)
 
 
 def test_histogram_counts_each_entry_once():

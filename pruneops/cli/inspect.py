@@ -11,26 +11,28 @@ import torch
 from rich.table import Table
 
 from ..checkpoint import FLOATING, Checkpoint
-from ..inspection import BINS_PER_DECADE, DECADES, Structure, find_structure, magnitude_histogram
-from ..planning import natural
+from ..inspection import BINS_PER_DECADE, DECADES, Structure, count_zeros, find_structure, magnitude_histogram
+from ..planning import STACKED_EXPERTS, natural
 from ..staging import staged
 from . import console
 
 _ABOUT = """
 Show, for each floating-point tensor with at least two dimensions, the share of zeros and the structure that they
 have: the N:M patterns that hold (N entries left in each M consecutive inputs) and the largest block NxM of which
-every zero fills a whole one.
+every zero fills a whole one. No structure is looked for in tensors of three dimensions that stack experts, since they
+do not say which dimension holds the inputs.
 """
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A tensor of the checkpoint, as out x in, and the structure of its zeros."""
+    """A tensor of the checkpoint, and the structure of its zeros; ``shape`` is out x in, or as stored for experts."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     structure: Structure
+    stacks_experts: bool
 
     def as_dict(self) -> dict[str, Any]:
         found = self.structure
@@ -43,6 +45,7 @@ class _Layer:
             "sparsity": found.sparsity,
             "nm": found.nm,
             "block": found.block,
+            "stacked_experts": self.stacks_experts,
         }
 
 
@@ -94,8 +97,14 @@ def _inspect(checkpoint: Checkpoint) -> tuple[list[_Layer], torch.Tensor]:
         for name in bars.track(sorted(names, key=natural), description="Reading"):
             weight = checkpoint.oriented(name, checkpoint.tensor(name))
             counts += magnitude_histogram(weight)
-            layers.append(_Layer(name, tuple(weight.shape), checkpoint.tensors[name].dtype, find_structure(weight)))
+            layers.append(_layer(checkpoint, name, weight))
     return layers, counts
+
+
+def _layer(checkpoint: Checkpoint, name: str, weight: torch.Tensor) -> _Layer:
+    stacks = checkpoint.stacks_experts(name)
+    found = count_zeros(weight) if stacks else find_structure(weight)
+    return _Layer(name, tuple(weight.shape), checkpoint.tensors[name].dtype, found, stacks)
 
 
 def _total(layers: list[_Layer]) -> Structure:
@@ -128,6 +137,11 @@ def _table(layers: list[_Layer]) -> Table:
     table.add_column("block")
     for layer in layers:
         found = layer.structure
-        row = (layer.name, console.shape_text(layer.shape), layer.dtype, console.percent(found.sparsity))
+        row = (layer.name, _shape_text(layer), layer.dtype, console.percent(found.sparsity))
         table.add_row(*row, ", ".join(found.nm) or "-", found.block or "-")
     return table
+
+
+def _shape_text(layer: _Layer) -> str:
+    text = console.shape_text(layer.shape)
+    return f"{text}, {STACKED_EXPERTS} as stored" if layer.stacks_experts else text

@@ -27,8 +27,8 @@ Write a copy of a checkpoint in which the weights of smallest magnitude are zero
 *.weight with two or more dimensions, in float64, float32, bfloat16 or float16. Left alone by default are, by their
 names, embeddings ('embed' in one of the last three parts, or ending in wte, wpe, shared, relative_attention_bias),
 norms (last part with 'norm' or beginning with 'ln'), output heads (lm_head, embed_out, classifier, score, qa_outputs,
-head, heads, cls.predictions.decoder, output), adapters (such as lora_A) and routers of experts. Exactly
-int(sparsity * n) of n entries or blocks are pruned.
+head, heads, cls.predictions.decoder, output), adapters (such as lora_A) and routers of experts. Experts stacked in
+one tensor of three dimensions are always left alone. Exactly int(sparsity * n) of n entries or blocks are pruned.
 """
 _NAMES = (
     "excluded by default: a glob of tensor names, with or without .weight, or re: and a regular expression; repeatable"

@@ -260,6 +260,25 @@ def test_scores_of_a_checkpoint_that_has_each_expert_by_itself(make, tmp_path):
     ]
 
 
+def test_scores_of_a_checkpoint_whose_body_has_another_name(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.NemotronHConfig(
+        **SIZES, intermediate_size=24, layers_block_type=["attention", "moe"], head_dim=8, n_routed_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=24, moe_shared_expert_intermediate_size=24, n_group=1,
+        topk_group=1,
+    )  # fmt: skip
+    model = transformers.NemotronHForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    scores = score_checkpoint(model, checkpoint := Checkpoint(tmp_path), checkpoint.tensors, batches())
+    norms = calibrate(model, batches())
+    found = {name.removeprefix("backbone."): score for name, score in scores.items()}
+    assert torch.equal(found["layers.0.mixer.q_proj.weight"], norms["model.layers.0.mixer.q_proj"])
+    for i in range(4):
+        for key in ("up_proj", "down_proj"):  # without a gate
+            norm = norms[f"model.layers.1.mixer.experts.{key}.{i}"]
+            assert torch.equal(found[f"layers.1.mixer.experts.{i}.{key}.weight"], norm)
+
+
 class Config:
     """As transformers' configurations: what is set in one is set in those in it."""
 
