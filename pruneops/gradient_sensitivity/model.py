@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..layers import stores_in_by_out, unwrapped
 from .structure import find_group
@@ -44,6 +45,9 @@ class Model(Protocol):
 
     def by_outputs(self, name: str, x: Tensor) -> Sequence[Tensor]:
         """A weight or its gradient with the outputs along the first dimension: the parts that have all of them each."""
+
+    def is_stacked(self, name: str) -> bool:
+        """Whether a weight stacks matrices along its first dimension: experts do, a Conv1d does not."""
 
     def input_gradient(self, name: str) -> Tensor | None:
         """Gradient of an input of the last forward pass; None where the model was not given that input."""
@@ -109,6 +113,11 @@ class ModuleModel:
         parts = 1 if group is None else group.slice_of(name).parts
         return (x.t() if x.dim() == 2 and stores_in_by_out(owner) else x).chunk(parts)
 
+    def is_stacked(self, name: str) -> bool:
+        # Both have three dimensions. The parts of a parametrized weight lie in a module of their own.
+        path = name.rpartition(".")[0].partition("parametrizations.")[0].removesuffix(".")
+        return self._parameter(name).dim() == 3 and not isinstance(self.module.get_submodule(path), _ConvNd)
+
     def input_gradient(self, name: str) -> Tensor | None:
         value = self._inputs.get(name)
         grad = value.grad if isinstance(value, Tensor) else None
@@ -167,6 +176,9 @@ class InterfaceModel:
 
     def by_outputs(self, name: str, x: Tensor) -> Sequence[Tensor]:
         return (x,)
+
+    def is_stacked(self, name: str) -> bool:
+        return self.weight(name).dim() == 3
 
     def input_gradient(self, name: str) -> Tensor | None:
         return _tensor(name, self.model.get_gradient(self.model.get_inputs(input_name=name)), "gradient")

@@ -13,7 +13,7 @@ from .. import ops
 from .base import Pruner, register_pruner
 from .config import read_parameters
 from .importance import Importance, StepSums, Target, accumulate_abs, accumulate_elementwise, accumulate_weighted
-from .masks import tile_mask
+from .masks import is_masked, matrix_shape, tile_mask
 from .model import Model, ModuleModel, as_model
 from .structure import Group, find_group, rows_of
 from .surgery import check_cut, check_target, cut
@@ -44,8 +44,8 @@ class GradientSensitivityPruner(Pruner):
 
     Raises:
         ValueError: a key is unknown, a name matches nothing, a stride or transposition does not fit, a target is
-            beyond the heads or neurons there are, or the pattern does not divide a weight; the message names weight
-            and key.
+            beyond the heads or neurons there are, heads cannot be cut alone, or the pattern does not divide a weight;
+            the message names weight and key.
         TypeError: a value or the model is of the wrong kind.
 
     Example:
@@ -166,12 +166,12 @@ class GradientSensitivityPruner(Pruner):
             self.parameters = own
 
     def compute_mask(self) -> None:
-        """Masks of ``sparsity`` from the importance so far, for the weights with 2 or 4 dimensions."""
+        """Masks of ``sparsity`` from the importance so far, for all weights but vectors; each matrix of a stack."""
+        method, ties = self.settings.method, self.settings.ties
         for name in self._names:
-            score = self.importance.get(name)
-            if score is not None and score.dim() in (2, 4):
-                settings = self.settings
-                self.masks[name] = tile_mask(score, self.sparsity, self.pattern, settings.method, settings.ties)
+            score, stacked = self.importance.get(name), self._model.is_stacked(name)
+            if score is not None and is_masked(score.shape, stacked):
+                self.masks[name] = tile_mask(score, self.sparsity, self.pattern, method, ties, stacked)
 
     def prune_weight(self, model: Any, importance: Importance, weight_name: str, parameters: Mapping[str, Any]) -> None:
         """Keep the ``target`` most important heads or neurons of a weight and of all that belongs to it.
@@ -263,9 +263,9 @@ class GradientSensitivityPruner(Pruner):
         return self._groups[name]
 
     def _check_tiles(self, name: str) -> None:
-        weight = self._model.weight(name)
-        if weight.dim() in (2, 4) and not self.pattern.divides(weight.flatten(1).shape):
-            raise ValueError(f"{name!r}: pattern {self.pattern.spec!r} does not divide its shape {list(weight.shape)}")
+        shape, stacked = self._model.weight(name).shape, self._model.is_stacked(name)
+        if is_masked(shape, stacked) and not self.pattern.divides(matrix_shape(shape, stacked)):
+            raise ValueError(f"{name!r}: pattern {self.pattern.spec!r} does not divide its shape {list(shape)}")
 
     def _check_target(self, name: str, parameters: Mapping[str, Any]) -> None:
         """What can be said before any gradient is there."""

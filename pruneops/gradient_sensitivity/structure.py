@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -162,10 +163,13 @@ def rows_of(model: nn.Module, name: str, transpose: bool, stride: int) -> Group:
     """A group of one layer: the rows (``transpose``: columns) of the named parameter, and the bias that goes with them.
 
     Raises:
-        ValueError: ``stride`` does not divide them.
+        ValueError: ``stride`` does not divide them, or they are part of an attention that shares keys and values.
     """
     path, _, key = name.rpartition(".")
     module = model.get_submodule(path)
+    # An attention that reuses the keys and values of another has none of its own, and is no group of heads.
+    attention = path.rpartition(".")[0]
+    check_unshared(model.get_submodule(attention), attention, name)
     parameter = getattr(module, key)
     dim = 1 if transpose and parameter.dim() > 1 else 0
     slices: tuple[Slice, ...] = (Slice(module, key, name, dim),)
@@ -192,6 +196,33 @@ def uncovered(group: Group) -> str | None:
         if id(parameter) not in known and not counts.isdisjoint(parameter.shape):
             return name
     return None
+
+
+def check_unshared(attention: nn.Module, path: str, name: str) -> None:
+    """Whether the heads of an attention can be cut without those of other layers.
+
+    Raises:
+        ValueError: its keys and values are shared; the message has the weight's ``name`` and the attention's ``path``.
+    """
+    if _shares_keys_and_values(attention):
+        raise ValueError(
+            f"{name!r}: the heads of {path!r} cannot be cut, because its keys and values are shared with other layers"
+        )
+
+
+def _shares_keys_and_values(attention: nn.Module) -> bool:
+    """Whether an attention reuses the keys and values of another, or another its own; by the names of Gemma3n."""
+    reuses = getattr(attention, "is_kv_shared_layer", None)
+    config: Any = getattr(attention, "config", None)
+    layers = getattr(config, "num_kv_shared_layers", None)
+    if reuses or layers == 0:  # with 0 transformers 4 marks a layer too, which nobody reads
+        return bool(reuses)
+    stores = getattr(attention, "store_full_length_kv", None)
+    if stores is None and reuses is not None and layers is not None:
+        # The first versions mark only who reuses: it reads the last layer of its type that has keys of its own.
+        own = config.layer_types[attention.layer_idx : config.num_hidden_layers - layers]
+        return own[0] not in own[1:]
+    return bool(stores)
 
 
 def update_counts(group: Group, units: int) -> None:

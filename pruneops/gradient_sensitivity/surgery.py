@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..checkpoint import Shard
 from ..layers import stores_in_by_out
-from .structure import Group, Slice, find_groups, uncovered, update_counts
+from .structure import Group, Slice, check_unshared, find_groups, uncovered, update_counts
 
 
 def check_cut(group: Group, name: str, importance: Tensor, target: int) -> None:
@@ -20,7 +20,7 @@ def check_cut(group: Group, name: str, importance: Tensor, target: int) -> None:
 
     Raises:
         ValueError: the importance has another length, ``target`` is too large or splits a group of query heads, or
-            the attention holds a parameter that would no longer fit.
+            the attention holds a parameter that would no longer fit, or shares its keys and values with other layers.
     """
     if importance.shape != (group.instances,):
         raise ValueError(
@@ -41,6 +41,8 @@ def check_target(group: Group, name: str, target: int) -> None:
         )
     if extra := uncovered(group):
         raise ValueError(f"{name!r}: its heads cannot be cut, because parameter {extra!r} beside it depends on them")
+    if group.holder is not None:
+        check_unshared(group.holder, group.name, name)
 
 
 @torch.no_grad()
@@ -57,7 +59,7 @@ def cut(group: Group, importance: Tensor, target: int, order: str = "importance"
         order: ``importance`` or ``original``.
 
     Raises:
-        ValueError: sizes that do not fit; nothing is written.
+        ValueError: sizes that do not fit, or heads that cannot be cut alone; nothing is written.
 
     Example:
         >>> heads = find_groups(model)[0]  # doctest: +SKIP

@@ -26,6 +26,16 @@ class MaskedAttention(nn.Module):
         return self.o_proj(heads.transpose(1, 2).flatten(-2))
 
 
+class SharedAttention(MaskedAttention):
+    """As Gemma3n says that an attention stores its keys and values for other layers, or reuses those of another."""
+
+    def __init__(self, reuses=False, stores=False):
+        super().__init__()
+        self.is_kv_shared_layer, self.store_full_length_kv = reuses, stores
+        if reuses:
+            del self.k_proj, self.v_proj
+
+
 class Block(nn.Module):
     def __init__(self):
         super().__init__()

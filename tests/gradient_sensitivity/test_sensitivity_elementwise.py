@@ -138,6 +138,106 @@ def test_conv_weights_are_pruned_in_their_shape():
     assert int((model[0].weight == 0).sum()) == 8 * 3 * 9 // 2 + 1
 
 
+def run_alone(module, x, **config):
+    """Two epochs of a pruner on a module by itself; its weights before, and the pruner."""
+    before = {name: weight.detach().clone() for name, weight in module.named_parameters()}
+    pruner = GradientSensitivityPruner(module, {"target_sparsity": 0.5, "end_epoch": 1, "ties": "exact"} | config)
+
+    def step(i):
+        module.zero_grad()
+        module(x).square().sum().backward()
+
+    for epoch in range(2):
+        run_epoch(pruner, step, epoch=epoch)
+    return before, pruner
+
+
+class Experts(nn.Module):
+    """Two matrices in one parameter, the second of which the loss hardly depends on; and a class token."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up_proj = nn.Parameter(torch.randn(2, 6, 8))
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+
+    def forward(self, x):
+        first, second = self.up_proj
+        return (x + self.token[0]) @ first.t() + 1e-3 * (x @ second.t())
+
+
+@pytest.mark.parametrize(("pattern", "method"), [("1x1", "per_tensor"), ("3x2", "per_tensor"), ("1x1", "per_channel")])
+def test_each_matrix_of_a_stack_keeps_its_share(pattern, method):
+    model = Experts()
+    _, pruner = run_alone(model, torch.ones(3, 8), pattern=pattern, method=method)
+    assert pruner.masks.keys() == {"up_proj"}  # a class token is a vector
+    score, mask = pruner.importance["up_proj"], pruner.masks["up_proj"]
+    block = parse_pattern(pattern).block or (1, 1)
+    for i in range(2):
+        expected = oracle(score[i].numpy(), 0.5, block, method == "per_channel", exact=True)
+        assert np.array_equal(mask[i].numpy(), expected)
+    assert not model.up_proj[~mask].any()
+    assert (model.up_proj == 0).sum((1, 2)).tolist() == [24, 24]
+
+
+def test_the_tiles_of_a_stack_lie_in_one_matrix_each():
+    # 4 divides the 12 rows of both matrices together, but not the 6 of each.
+    with pytest.raises(ValueError, match=r"'up_proj': pattern '4x1' does not divide its shape \[2, 6, 8\]"):
+        GradientSensitivityPruner(Experts(), {"names": ["up_proj"], "pattern": "4x1"})
+
+
+# Under weight norm an output without any weight is 0 / 0, so no tile there may be large.
+@pytest.mark.parametrize(("make", "pattern"), [("conv", "2x9"), ("conv3d", "2x9"), ("normed", "1x1")])
+def test_a_convolution_is_one_matrix_in_any_number_of_dimensions(make, pattern):
+    torch.manual_seed(0)
+    if make == "conv3d":
+        module, x, name = nn.Conv3d(2, 4, 3), torch.randn(1, 2, 4, 4, 4), "weight"
+    elif make == "conv":
+        module, x, name = nn.Conv1d(6, 4, 3), torch.randn(2, 6, 9), "weight"
+    else:
+        module = nn.utils.parametrizations.weight_norm(nn.Conv1d(6, 4, 3))
+        x, name = torch.randn(2, 6, 9), "parametrizations.weight.original1"
+    weight = module.get_parameter(name)
+    before, pruner = run_alone(module, x, names=[name], pattern=pattern)
+    block = parse_pattern(pattern).block or (1, 1)
+    assert np.array_equal(pruner.masks[name].numpy(), oracle(pruner.importance[name].numpy(), 0.5, block, exact=True))
+    assert torch.equal(weight, before[name] * pruner.masks[name])
+    assert int((weight == 0).sum()) == weight.numel() // 2
+
+
+def test_a_stack_of_no_matrices_has_an_empty_mask():
+    mask = tile_mask(torch.ones(0, 2, 4), 0.5, parse_pattern("1x1"), "per_tensor", "exact", stacked=True)
+    assert (mask.shape, mask.dtype) == ((0, 2, 4), torch.bool)
+
+
+def test_experts_that_transformers_stacks_are_masked():
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4)  # fmt: skip
+    model = transformers.MixtralForCausalLM(config).train()
+    names = [name for name, _ in model.named_parameters() if name.endswith("mlp.experts.gate_up_proj")]
+    if not names:
+        pytest.skip("this transformers stacks no experts")
+    pruner = GradientSensitivityPruner(
+        model,
+        {"names": ["model.layers.*.mlp.experts.gate_up_proj"], "end_epoch": 1, "target_sparsity": 0.5, "ties": "exact"},
+    )
+    ids = torch.randint(0, 99, (2, 16), generator=torch.Generator().manual_seed(1))
+
+    def step(i):
+        model.zero_grad()
+        model(ids, labels=ids).loss.backward()
+
+    for epoch in range(3):
+        run_epoch(pruner, step, epoch=epoch)
+    assert pruner.masks.keys() == set(names)
+    for name in names:
+        weight = model.get_parameter(name)
+        assert (weight == 0).sum((1, 2)).tolist() == [96 * 32 // 2] * 4
+    assert model(ids).logits.isfinite().all()
+
+
 def test_all_weights_are_pruned_where_none_is_named():
     model = Encoder()
     pruner = GradientSensitivityPruner(model, {"target_sparsity": 0.5, "end_epoch": 1})

@@ -50,6 +50,18 @@ def model(request):
     return Recorded(np.array if request.param == "arrays" else torch.from_numpy)
 
 
+def test_three_dimensions_are_a_stack_where_only_the_interface_is_known(model):
+    name, random = "layer.0.experts", np.random.default_rng(1)
+    model.weights[name] = random.uniform(1, 9, (2, 4, 6)).astype(np.float32)
+    model.gradients[name] = random.uniform(1, 9, (2, 4, 6)).astype(np.float32)
+    model.gradients[name][1] *= 1e-3
+    config = {"names": [name], "target_sparsity": 0.5, "end_epoch": 1, "ties": "exact"}
+    pruner = GradientSensitivityPruner(model, config)
+    for number in range(2):
+        epoch(pruner, number=number)
+    assert (model.weights[name] == 0).sum((1, 2)).tolist() == [12, 12]
+
+
 def parameters(**changes):
     values = {"target": 2, "normalize": False, "stride": 2, "transpose": False, "importance_inputs": ["head_mask"],
               "importance_metric": "abs_gradient"}  # fmt: skip

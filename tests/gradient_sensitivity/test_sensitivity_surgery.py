@@ -6,6 +6,8 @@ from sensitivity_models import (
     HEADS,
     SIZE,
     Encoder,
+    MaskedAttention,
+    SharedAttention,
     backward,
     batch,
     head_config,
@@ -208,6 +210,112 @@ def test_parameters_beside_the_heads_stop_the_cut():
 
     with pytest.raises(ValueError, match="parameter 'sinks' beside it depends on them"):
         GradientSensitivityPruner(Sinks(), head_config())
+
+
+SHARED = "'{}'.* cannot be cut, because its keys and values are shared with other layers"
+
+
+def sharing_encoder():
+    """The first block shares nothing, the last reuses the keys and values of the one before."""
+    model = Encoder(layers=3)
+    model.layer[1].attention, model.layer[2].attention = SharedAttention(stores=True), SharedAttention(reuses=True)
+    return model
+
+
+def test_heads_with_shared_keys_and_values_are_not_cut():
+    model = sharing_encoder()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    heads = [x for x in find_groups(model) if x.kind == "heads"]
+    assert [x.name for x in heads] == ["layer.0.attention", "layer.1.attention"]
+    with pytest.raises(ValueError, match=SHARED.format("layer.1.attention")):
+        cut(heads[1], torch.arange(4.0), 2)
+    for names, attention in {
+        "layer.*.attention.q_proj.weight": "layer.1.attention",
+        "layer.*.attention.o_proj.weight": "layer.1.attention",
+        "layer.2.attention.q_proj.weight": "layer.2.attention",
+    }.items():
+        for parameters in (
+            {"importance_metric": "abs_gradient"},
+            {"importance_metric": "weighted_gradient", "importance_inputs": [names]},
+        ):
+            with pytest.raises(ValueError, match=SHARED.format(attention)):
+                GradientSensitivityPruner(model, {"names": [names], "parameters": parameters | {"target": 2}})
+    assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
+    cut(heads[0], torch.arange(4.0), 2)
+    cut(next(x for x in find_groups(model) if x.name == "layer.2"), torch.arange(64.0), 8)
+    assert (model.layer[0].attention.num_heads, model.layer[2].fc1.out_features) == (2, 8)
+
+
+class EarlyConfig:
+    """Of four layers the last reuses keys and values of a layer of its type."""
+
+    num_hidden_layers, layer_types = 4, ["sliding", "sliding", "full", "sliding"]
+
+    def __init__(self, shared):
+        self.num_kv_shared_layers = shared
+
+
+@pytest.mark.parametrize("stores", [None, True])
+@pytest.mark.parametrize(("layer", "shared", "refused"), [(0, 1, False), (1, 1, True), (2, 1, True), (3, 0, False)])
+def test_other_versions_of_transformers_tell_who_shares_keys(layer, shared, refused, stores):
+    """The first have no ``store_full_length_kv``; later ones set it in the last layers even where nobody reads it."""
+    attention = SharedAttention(stores=refused or not shared)
+    attention.config, attention.layer_idx = EarlyConfig(shared), layer
+    if stores is None:
+        del attention.store_full_length_kv
+    group = find_groups(nn.ModuleDict({"attn": attention}))[0]
+    if refused:
+        with pytest.raises(ValueError, match=SHARED.format("attn")):
+            cut(group, torch.arange(4.0), 2)
+    else:
+        cut(group, torch.arange(4.0), 2)
+        assert attention.q_proj.out_features == 2 * SIZE
+
+
+def test_an_attention_with_a_config_of_its_own_is_cut():
+    attention = MaskedAttention()
+    attention.config = EarlyConfig(1)
+    cut(find_groups(attention)[0], torch.arange(4.0), 2)
+    assert attention.num_heads == 2
+
+
+@pytest.mark.parametrize("kind", ["Gemma3n", "Gemma4"])
+def test_models_that_share_keys_and_values_between_layers(kind):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    if not hasattr(transformers, f"{kind}ForCausalLM"):
+        pytest.skip(f"this transformers has no {kind}")
+    sizes = {"vocab_size": 99, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5, "head_dim": 8,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size_per_layer_input": 99,
+             "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 2, "attn_implementation": "eager",
+             "layer_types": ["sliding_attention"] * 2 + ["full_attention", "sliding_attention", "full_attention"],
+             }  # fmt: skip
+    own = {"Gemma3n": {"laurel_rank": 4, "activation_sparsity_pattern": [0.0] * 5}, "Gemma4": {"global_head_dim": 8}}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}TextConfig")(**sizes, **own[kind])
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    ids = torch.randint(1, 99, (2, 7), generator=torch.Generator().manual_seed(1))  # 0 pads: NaN in version 4.53
+    with torch.no_grad():
+        dense = logits(model, ids)
+    heads = {x.name: x for x in find_groups(model) if x.kind == "heads"}
+    for name in ("model.layers.1.self_attn", "model.layers.2.self_attn"):
+        with pytest.raises(ValueError, match=SHARED.format(name)):
+            cut(heads[name], torch.arange(4.0), 2)
+    for name, attention in {"*": 1, "4": 4}.items():
+        of_heads = {"target": 2, "importance_metric": "abs_gradient"}
+        config = {"names": [f"model.layers.{name}.self_attn.q_proj.weight"], "parameters": of_heads}
+        with pytest.raises(ValueError, match=SHARED.format(f"model.layers.{attention}.self_attn")):
+            GradientSensitivityPruner(model, config)
+    with torch.no_grad():
+        assert torch.equal(logits(model, ids), dense)
+    group = heads["model.layers.0.self_attn"]  # nobody reads its keys
+    ranks = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    with torch.no_grad():
+        kept = group.output_weight.clone()
+        group.output_weight[:, : 2 * group.stride] = 0
+        expected = logits(model, ids)
+        group.output_weight.copy_(kept)
+        cut(group, ranks, 2)
+        torch.testing.assert_close(logits(model, ids), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_name_of_a_group_may_stand_for_it():
