@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ._library import matrix_and_block, packed_size
 
@@ -29,6 +30,8 @@ SELECT_METRICS = {**SCORE_METRICS, "wanda": (True, False)}
 _INTEGERS = (int, np.integer, torch.SymInt)
 #: The abstract class last: it takes as long as all other checks of a call.
 _REALS = (float, int, numbers.Real)
+#: The operators take integers of 64 bits.
+_INT64_MAX = 2**63 - 1
 
 Given = Tensor | list[Tensor] | Mapping[str, Tensor] | None
 
@@ -49,6 +52,16 @@ def _keys_of(given: Given) -> Iterable[Any]:
     if isinstance(given, Tensor):
         return (None,)
     return range(len(given)) if isinstance(given, list) else given or ()
+
+
+def _not_dense(value: Tensor) -> str | None:
+    """What a tensor is that no operator can read entry by entry; None for one that they can."""
+    if value.layout != torch.strided:
+        return f"layout {value.layout}"
+    # These two say that they are strided, but one has no strides, and torch crashes on a view of the other.
+    if value.is_nested:
+        return "a nested one"
+    return "a quantized one" if value.is_quantized else None
 
 
 def listed(names: Sequence[object], most: int = 1) -> str:
@@ -82,8 +95,9 @@ class Checker:
     def tensor(self, name: str, value: Any, key: int | str | None = None) -> Tensor:
         if not isinstance(value, Tensor):
             self.fail(f"{_at(name, key)} must be a tensor, got {type(value).__name__}", TypeError)
-        if value.layout != torch.strided:
-            self.fail(f"{_at(name, key)} must be a dense tensor, got layout {value.layout}", TypeError)
+        other = _not_dense(value)
+        if other is not None:
+            self.fail(f"{_at(name, key)} must be a dense tensor, got {other}", TypeError)
         return value
 
     def tensors(self, name: str, value: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -97,21 +111,38 @@ class Checker:
         return [self.tensor(name, x, i) for i, x in enumerate(value)]
 
     def choice(self, name: str, value: Any, allowed: Sequence[str]) -> None:
+        if not isinstance(value, str):
+            self.fail(f"{name} must be one of {', '.join(allowed)}, got {type(value).__name__}", TypeError)
         if value not in allowed:
             self.fail(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+    def flag(self, name: str, value: Any) -> None:
+        if not isinstance(value, (bool, np.bool_)):
+            self.fail(f"{name} must be True or False, got {type(value).__name__}", TypeError)
 
     def number(self, name: str, value: Any) -> float:
         if not isinstance(value, _REALS):
             self.fail(f"{name} must be a number, got {type(value).__name__}", TypeError)
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            self.fail(f"{name} is too large for a float")
 
     def integer(self, name: str, value: Any, low: int, high: int | None = None, key: int | None = None) -> Any:
         if isinstance(value, bool) or not isinstance(value, _INTEGERS):
             self.fail(f"{_at(name, key)} must be an integer, got {type(value).__name__}", TypeError)
-        if value < low or (high is not None and value > high):
-            span = f"at least {low}" if high is None else f"between {low} and {high}"
+        most = _INT64_MAX if high is None else high
+        if value < low or value > most:
+            bound = f"at least {low}" if value < low else f"at most {most}"
+            span = bound if high is None else f"between {low} and {high}"
             self.fail(f"{_at(name, key)} must be {span}, got {value}")
         return value
+
+    def sizes(self, name: str, value: Any) -> tuple[int, ...]:
+        """A shape that is an argument of its own."""
+        if not isinstance(value, Iterable):
+            self.fail(f"{name} must be a sequence of integers, got {type(value).__name__}", TypeError)
+        return tuple(self.integer(name, size, 0, key=i) for i, size in enumerate(value))
 
     def same_length(self, name: str, values: Sequence[object], other: str, others: Sequence[object]) -> None:
         if len(values) != len(others):
@@ -132,6 +163,17 @@ class Checker:
     def dtype(self, name: str, value: Tensor, dtype: torch.dtype, key: int | str | None = None) -> None:
         if value.dtype != dtype:
             self.fail(f"{_at(name, key)} must be {dtype}, got {value.dtype}", TypeError)
+
+    def outside_graphs(self, name: str, values: Sequence[Tensor]) -> None:
+        """Tensors to write that no graph of autograd has made, which would go on with what they were before; parameters
+        and views of them may be written to.
+        """
+        if is_compiling() or not torch.is_grad_enabled():
+            return
+        for i, value in enumerate(values):
+            if value.requires_grad and not value.is_leaf and (value._base is None or not value._base.is_leaf):
+                at = "" if len(values) == 1 else f"[{i}]"
+                self.fail(f"{name}{at} is the result of a computation that has a gradient: detach it, or use no_grad()")
 
     def written(self, name: str, value: Tensor, key: int | str | None = None) -> None:
         strides = value.stride()
@@ -181,14 +223,17 @@ class Checker:
         return (block[0], block[1])
 
     def divides(
-        self, name: str, shape: Sequence[int], block: tuple[int, int], key: int | None = None
+        self, name: str, shape: Sequence[int], block: tuple[int, int], key: int | None = None, verb: str = "has shape"
     ) -> tuple[int, int]:
-        """The grid of blocks of a weight of ``shape``; an error where ``block`` does not divide it."""
+        """The grid of blocks of a weight of ``shape``; an error where ``block`` does not divide it.
+
+        ``name`` is that of the tensor whose shape it is; ``verb`` is "is" where it is that of the shape itself.
+        """
         if len(shape) < 2:
-            self.fail(f"{_at(name, key)} has shape {list(shape)}; blocks need at least 2 dimensions")
+            self.fail(f"{_at(name, key)} {verb} {list(shape)}; blocks need at least 2 dimensions")
         rows, cols, n, m = matrix_and_block(shape, block)
         if rows % n or (rows and cols % m):
-            what = f"{_at(name, key)} has shape {list(shape)}"
+            what = f"{_at(name, key)} {verb} {list(shape)}"
             self.fail(f"{what}, which the block ({block[0]}, {block[1]}) does not divide")
         return (rows // n, cols // m)
 

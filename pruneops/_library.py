@@ -414,6 +414,8 @@ def apply_masks_(tensors, masks, block):
             mask = expand_block_mask(mask, block, tensor.shape)
         elif mask.dtype == torch.uint8:
             mask = unpack_mask(mask, tensor.shape)
+        if tensor.is_quantized:
+            raise TypeError("pruneops: expected dense tensors, got a quantized one")
         # The 8-bit floating types have no masked_fill_; their zero is the zero byte.
         (tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor).masked_fill_(~mask, 0)
 

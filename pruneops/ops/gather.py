@@ -68,4 +68,20 @@ def prune_by_importance(
 
 
 def _from_numpy(value: Any) -> Any:
-    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+    """A NumPy array as a tensor, of the same memory where it is contiguous; anything else as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    array = np.asarray(value, order="C")  # ascontiguousarray would give a 0-d one a dimension
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Unlocked(array)))
+
+
+class _Unlocked:
+    """A read-only array that says it can be written, for torch to take it without a warning or a copy.
+
+    A mapped file may be larger than the memory, and of the tensor only the kept slabs are read.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array  # the owner of the memory
+        interface = array.__array_interface__
+        self.__array_interface__ = {**interface, "data": (interface["data"][0], False)}

@@ -28,14 +28,16 @@ def empty_masks(scores: TensorOrList, *, packed: bool = False) -> TensorOrList:
         (ceil(n / 8),).
 
     Raises:
-        TypeError: ``scores`` are not dense tensors.
+        TypeError: ``scores`` are not dense tensors, or ``packed`` is not a bool.
 
     Example:
         >>> score = torch.tensor([1.0, 3.0, 2.0])
         >>> ops.topk_mask(score, keep=1, out=empty_masks(score))
         tensor([False,  True, False])
     """
-    masks = OPS.empty_masks(Checker("empty_masks").tensors("scores", scores), packed)
+    check = Checker("empty_masks")
+    check.flag("packed", packed)
+    masks = OPS.empty_masks(check.tensors("scores", scores), packed)
     return masks[0] if isinstance(scores, Tensor) else masks
 
 
@@ -51,7 +53,8 @@ def expand_block_mask(mask: Tensor, block: Sequence[int], shape: Sequence[int]) 
         bool mask of ``shape``, contiguous.
 
     Raises:
-        ValueError: the block does not divide ``shape``, or the mask has not the shape of its grid.
+        ValueError: a size of ``shape`` is negative, the block does not divide it, or the mask has not the shape of its
+            grid.
         TypeError: an argument is not of the kind named above.
 
     Example:
@@ -62,8 +65,9 @@ def expand_block_mask(mask: Tensor, block: Sequence[int], shape: Sequence[int]) 
     check = Checker("expand_block_mask")
     check.dtype("mask", check.tensor("mask", mask), torch.bool)
     size = check.block(block)
-    check.shape("mask", mask, check.divides("shape", tuple(shape), size))
-    return OPS.expand_block_mask(mask, size, tuple(shape))
+    sizes = check.sizes("shape", shape)
+    check.shape("mask", mask, check.divides("shape", sizes, size, verb="is"))
+    return OPS.expand_block_mask(mask, size, sizes)
 
 
 def apply_masks_(tensors: TensorOrList, masks: Tensors, *, block: Sequence[int] | None = None) -> TensorOrList:
@@ -80,7 +84,7 @@ def apply_masks_(tensors: TensorOrList, masks: Tensors, *, block: Sequence[int] 
 
     Raises:
         ValueError: lengths, shapes or devices differ, or the block does not divide a tensor.
-        TypeError: a mask is neither bool nor packed.
+        TypeError: a mask is neither bool nor packed, or a tensor is not dense.
 
     Example:
         >>> apply_masks_(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
@@ -93,6 +97,7 @@ def _apply_masks(
     check: Checker, tensors: TensorOrList, masks: Tensors, block: Sequence[int] | None
 ) -> Callable[[], TensorOrList]:
     tensor_list, mask_list = check.tensors("tensors", tensors), check.tensors("masks", masks)
+    check.outside_graphs("tensors", tensor_list)
     check.same_length("masks", mask_list, "tensors", tensor_list)
     size = None if block is None else check.block(block)
     if check.thorough:
@@ -150,8 +155,8 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
         bool mask of ``shape``.
 
     Raises:
-        ValueError: ``packed`` has not the length that ``shape`` needs.
-        TypeError: ``packed`` is not a uint8 tensor.
+        ValueError: a size of ``shape`` is negative, or ``packed`` has not the length that it needs.
+        TypeError: ``packed`` is not a uint8 tensor, or ``shape`` is not made of integers.
 
     Example:
         >>> unpack_mask(torch.tensor([5], dtype=torch.uint8), (3,))
@@ -159,8 +164,6 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """
     check = Checker("unpack_mask")
     check.dtype("packed", check.tensor("packed", packed), torch.uint8)
-    sizes = tuple(shape)
-    for i, size in enumerate(sizes):
-        check.integer("shape", size, 0, key=i)
+    sizes = check.sizes("shape", shape)
     check.shape("packed", packed, (packed_size(prod(sizes)),))
     return OPS.unpack_mask(packed, sizes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._checks import SELECT_METRICS, Checker
-from .._library import compute_dtype, digit_rounds
+from .._library import DIGIT_BITS, compute_dtype, digit_rounds
 from .common import OPS, TensorOrList, Tensors, check_inputs, checked, masks_for, written
 
 
@@ -59,6 +59,7 @@ class _Selection:
 
     def outputs(self, packed: bool, out: Tensors | None) -> list[Tensor]:
         """The masks to write: new ones, or given ones on the device of all inputs."""
+        self.check.flag("packed", packed)
         masks = masks_for(self.check, self.scores, packed, out)
         if self.check.thorough:
             self.check_device(out=None if out is None else masks)
@@ -156,6 +157,8 @@ def _count_digits(
             check.fail(f"prefix must have one element, got shape {list(prefix.shape)}")
         check.integer("round", round, 0, digit_rounds(compute_dtype(*select.scores, *select.grads)) - 1)
         select.check_device(prefix=prefix)
+    if not select.scores:  # the operator counts at least one; nothing of ``prefix`` is read
+        return lambda: prefix.new_empty((0, 2**DIGIT_BITS))
     return lambda: OPS.count_digits(select.scores, prefix, round, metric, select.grads, select.norms)
 
 
@@ -222,6 +225,7 @@ def _topk_mask(
 ) -> Callable[[], TensorOrList]:
     select = _Selection(check, scores, metric, grads, input_norm)
     check.choice("ties", ties, ("exact", "threshold"))
+    check.flag("strict", strict)
     kept = check.sparsity_to_keep(keep, sparsity, select.total())
     masks = select.outputs(packed, out)
 

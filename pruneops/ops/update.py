@@ -63,6 +63,7 @@ def _update_scores(
     check: Checker, scores: TensorOrList, weights: Any, grads: Any, metric: str, rule: tuple[Any, ...]
 ) -> Callable[[], TensorOrList]:
     score_list = check.tensors("scores", scores)
+    check.outside_graphs("scores", score_list)
     weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
     update = _update(check, OPS.update_scores_, score_list, weight_list, grad_list, (metric,), *rule)
 
@@ -132,9 +133,11 @@ def _update_topk_mask(
     out: TensorOrList | None,
 ) -> Callable[[], TensorOrList]:
     score_list = check.tensors("scores", scores)
+    check.outside_graphs("scores", score_list)
     weight_list, grad_list = _element_inputs(check, metric, weights, grads, score_list)
     check.choice("ties", ties, ("exact", "threshold"))
     kept = check.sparsity_to_keep(keep, sparsity, sum(map(Tensor.numel, score_list)))
+    check.flag("packed", packed)
     masks = masks_for(check, score_list, packed, out)
     check.same_device(scores=score_list[:1], out=None if out is None else masks)
 
@@ -206,6 +209,7 @@ def _update_block_scores(
     rule: tuple[Any, ...],
 ) -> Callable[[], TensorOrList]:
     score_list = check.tensors("scores", scores)
+    check.outside_graphs("scores", score_list)
     weight_list, grad_list = check.reads(metric, BLOCK_METRICS, weights, grads)
     check.choice("reduce", reduce, _REDUCES)
     size = check.block(block)
@@ -303,6 +307,7 @@ def block_reduce(score: Tensor, block: Sequence[int], reduce: str = "mean", *, o
     check.floating("out", check.tensor("out", out))
     check.shape("out", out, grid)
     check.written("out", out)
+    check.outside_graphs("out", [out])
     check.same_device(score=score, out=out)
     OPS.block_reduce.out(score, size, reduce, out)
     mark_written([out])

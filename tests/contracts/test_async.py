@@ -33,6 +33,10 @@ def step(score, weight, grad, blocks, mask, many, more):
     ops.apply_masks_(weight, mask)
     ops.apply_masks_(weight, ops.pack_mask(ops.nm_mask(score, 2, 4)))
     ops.apply_masks_(weight, ops.row_topk_mask(weight, sparsity=0.2, metric="wanda", input_norm=grad[0].abs()))
+    # Through copies, and back.
+    score_of_few, mask_of_few = score[:, ::2], mask[:, ::2]
+    ops.update_scores_(score_of_few, weight[:, ::2], grad[:, 1::2], metric="snip", alpha=0.9)
+    ops.apply_masks_(weight[:, ::2], ops.topk_mask(score_of_few, sparsity=0.5, out=mask_of_few))
     kept = blocks > ops.kth_value(blocks, blocks.numel() // 2)
     ops.apply_masks_(weight, kept, block=(4, 4))
     packed = ops.update_topk_mask_(many, more, None, metric="magnitude", alpha=0.9, sparsity=0.5, packed=True)

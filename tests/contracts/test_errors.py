@@ -3,6 +3,7 @@
 import re
 from contextlib import nullcontext
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -87,7 +88,8 @@ UPDATE = [
     ((TWO, TWO, []), {"metric": "fisher"}, ValueError, "grads has 0 tensors, scores has 2"),
     ((f(2), f(2), f(2)), {"metric": "l1"}, ValueError, f"metric must be one of {METRICS}, got 'l1'"),
     ((f(2), f(2), f(2)), {"metric": "wanda"}, ValueError, f"metric must be one of {METRICS}, got 'wanda'"),
-    ((f(2), f(2), f(2)), {"metric": None}, ValueError, f"metric must be one of {METRICS}, got None"),
+    ((f(2), f(2), f(2)), {"metric": None}, TypeError, f"metric must be one of {METRICS}, got NoneType"),
+    ((f(2), f(2), f(2)), {"metric": np.array(["snip"])}, TypeError, f"metric must be one of {METRICS}, got ndarray"),
     ((f(2), f(2), None), SNIP, ValueError, "metric 'snip' needs grads, got None"),
     ((f(2), None, f(2)), {"metric": "taylor"}, ValueError, "metric 'taylor' needs weights, got None"),
     ((f(2), None, None), {"metric": "magnitude"}, ValueError, "metric 'magnitude' needs weights, got None"),
@@ -102,6 +104,8 @@ UPDATE = [
     ((f(2), f(2), f(2)), {**SNIP, "alpha": "0.9"}, TypeError, "alpha must be a number, got str"),
     ((f(2), f(2), f(2)), {**SNIP, "beta": None}, TypeError, "beta must be a number, got NoneType"),
     ((f(2), f(2), f(2)), {**SNIP, "alpha": f(1)}, TypeError, "alpha must be a number, got Tensor"),
+    ((f(2), f(2), f(2)), {**SNIP, "alpha": 10**400}, ValueError, "alpha is too large for a float"),
+    ((f(2), f(2), f(2)), {**SNIP, "beta": -(10**400)}, ValueError, "beta is too large for a float"),
     ((f(2), f(2), f(2)), {**SNIP, "grad_scale": 2.0}, TypeError, "grad_scale must be a tensor, got float"),
     ((f(2), f(2), f(2)), {**SNIP, "grad_scale": f(2)}, ValueError, "grad_scale must have one element, got shape [2]"),
     ((f(2), f(2), f(2)), {**SNIP, "found_inf": f(0)}, ValueError, "found_inf must have one element, got shape [0]"),
@@ -188,6 +192,13 @@ SELECTIONS = {
     "count_digits": ((torch.tensor(0), 0), {}),
 }
 
+#: Of the four that make masks of one bit per entry.
+PACKED = [
+    ({"packed": "yes"}, TypeError, "packed must be True or False, got str"),
+    ({"packed": None}, TypeError, "packed must be True or False, got NoneType"),
+    ({"packed": 2}, TypeError, "packed must be True or False, got int"),
+]
+
 #: Of the three that write masks.
 OUT = [
     (f(2, 4), TypeError, "out[0] must be torch.bool, got torch.float32"),
@@ -206,6 +217,7 @@ KEEP = [
     ({"sparsity": 1.01}, ValueError, "sparsity must be between 0 and 1, got 1.01"),
     ({"sparsity": float("nan")}, ValueError, "sparsity must be between 0 and 1, got nan"),
     ({"sparsity": "half"}, TypeError, "sparsity must be a number, got str"),
+    ({"sparsity": 10**400}, ValueError, "sparsity is too large for a float"),
 ]
 
 TIES = ({"keep": 1, "ties": "all"}, ValueError, "ties must be one of exact, threshold, got 'all'")
@@ -213,6 +225,8 @@ TIES = ({"keep": 1, "ties": "all"}, ValueError, "ties must be one of exact, thre
 TOPK = [
     ((TWO,), {"keep": 1, "metric": "snip", "grads": []}, ValueError, "grads has 0 tensors, scores has 2"),
     ((f(2, 4),), *TIES),
+    ((f(2, 4),), {"keep": 1, "strict": "yes"}, TypeError, "strict must be True or False, got str"),
+    ((f(2, 4),), {"keep": 1, "strict": 2}, TypeError, "strict must be True or False, got int"),
     ((TWO,), {"keep": 1, "out": [b(2)]}, ValueError, "out has 1 tensors, scores has 2"),
     ((TWO,), {"keep": 15}, ValueError, "keep must be between 0 and 14, got 15"),
     ((TWO,), {"keep": 1, "metric": "snip", "grads": [f(2)]}, ValueError, "grads has 1 tensors, scores has 2"),
@@ -233,6 +247,7 @@ NM = [
     ((f(2, 4), 5, 4), {}, ValueError, "n must be between 0 and 4, got 5"),
     ((f(2, 4), -1, 4), {}, ValueError, "n must be between 0 and 4, got -1"),
     ((f(2, 4), 0, 0), {}, ValueError, "m must be at least 1, got 0"),
+    ((f(3, 0), 2, 2**63), {}, ValueError, f"m must be at most {2**63 - 1}, got {2**63}"),
     ((f(2, 4), 2.0, 4), {}, TypeError, "n must be an integer, got float"),
     (([f(2, 4)], 2, 4), {}, TypeError, "score must be a tensor, got list"),
     ((f(2, 4), 2, 4), {"metric": "snip", "grads": [f(2, 4)]}, TypeError, "grads must be a tensor, got list"),
@@ -257,8 +272,10 @@ EMPTY = [((3,), {}, TypeError, "scores must be a tensor or a sequence of tensors
          (([f(2), None],), {}, TypeError, "scores[1] must be a tensor, got NoneType")]  # fmt: skip
 EXPAND = [
     ((b(2, 2), (2, 2), (4, 6)), {}, ValueError, "mask has shape [2, 2], expected [2, 3]"),
-    ((b(2, 2), (3, 2), (4, 4)), {}, ValueError, "shape has shape [4, 4], which the block (3, 2) does not divide"),
-    ((b(2), (2, 2), (4,)), {}, ValueError, "shape has shape [4]; blocks need at least 2 dimensions"),
+    ((b(2, 2), (3, 2), (4, 4)), {}, ValueError, "shape is [4, 4], which the block (3, 2) does not divide"),
+    ((b(2), (2, 2), (4,)), {}, ValueError, "shape is [4]; blocks need at least 2 dimensions"),
+    ((b(1, 1), (-1, -1), (-4, -4)), {}, ValueError, "shape[0] must be at least 0, got -4"),
+    ((b(2, 2), (-2, 2), (4, 4)), {}, ValueError, "block[0] must be at least -1, got -2"),
     ((f(2, 2), (2, 2), (4, 4)), {}, TypeError, "mask must be torch.bool, got torch.float32"),
     ((None, (2, 2), (4, 4)), {}, TypeError, "mask must be a tensor, got NoneType"),
 ]
@@ -283,8 +300,15 @@ UNPACK = [
     ((torch.ones(2, dtype=torch.uint8), (8,)), {}, ValueError, "packed has shape [2], expected [1]"),
     ((torch.ones(1, 1, dtype=torch.uint8), (8,)), {}, ValueError, "packed has shape [1, 1], expected [1]"),
     ((b(1), (8,)), {}, TypeError, "packed must be torch.uint8, got torch.bool"),
-    ((torch.ones(1, dtype=torch.uint8), (-1, 8)), {}, ValueError, "shape[0] must be at least 0, got -1"),
-    ((torch.ones(1, dtype=torch.uint8), (8.0,)), {}, TypeError, "shape[0] must be an integer, got float"),
+]
+#: Of the two that make a mask of a given shape.
+SHAPES = [
+    ((4.0, 6.0), TypeError, "shape[0] must be an integer, got float"),
+    ((4, True), TypeError, "shape[1] must be an integer, got bool"),
+    (24, TypeError, "shape must be a sequence of integers, got int"),
+    (None, TypeError, "shape must be a sequence of integers, got NoneType"),
+    ((4, -6), ValueError, "shape[1] must be at least 0, got -6"),
+    ((4, 2**63), ValueError, f"shape[1] must be at most {2**63 - 1}, got {2**63}"),
 ]
 SLABS = [
     ((f(8), f(3), 1, 2), {}, ValueError, "tensor has 8 entries along dim 0, expected 3 instances * stride 2 = 6"),
@@ -293,6 +317,7 @@ SLABS = [
     ((f(8), f(4), 5, 2), {}, ValueError, "num_instances must be between 0 and 4, got 5"),
     ((f(8), f(4), -1, 2), {}, ValueError, "num_instances must be between 0 and 4, got -1"),
     ((f(8), f(4), 1, 0), {}, ValueError, "stride must be at least 1, got 0"),
+    ((f(0), f(0), 0, 2**63), {}, ValueError, f"stride must be at most {2**63 - 1}, got {2**63}"),
     ((f(8), f(4), 1.5, 2), {}, TypeError, "num_instances must be an integer, got float"),
     ((f(8), f(4), 1, 2), {"dim": 1}, ValueError, "dim must be between -1 and 0, got 1"),
     ((f(8), f(4), 1, 2), {"order": "random"}, ValueError, "order must be one of importance, original, got 'random'"),
@@ -330,6 +355,17 @@ CASES = [
         for op, n in (("topk_mask", 8), ("row_topk_mask", 4))
         for how, error, message in KEEP
     ),
+    *(
+        (op, args, {**more, **how}, *told)
+        for op, args, more in (
+            ("update_topk_mask_", MAGNITUDES, {"keep": 1, **MAGNITUDE}),
+            ("topk_mask", (f(2, 4),), {"keep": 1}),
+            ("row_topk_mask", (f(2, 4),), {"keep": 1}),
+            ("nm_mask", (f(2, 4), 2, 4), {}),
+            ("empty_masks", (f(2, 4),), {}),
+        )
+        for how, *told in PACKED
+    ),
     *(("topk_mask", *case) for case in TOPK),
     *(("row_topk_mask", *case) for case in ROW),
     *(("nm_mask", *case) for case in NM),
@@ -340,6 +376,8 @@ CASES = [
     *(("apply_masks_", *case) for case in APPLY),
     *(("pack_mask", *case) for case in PACK),
     *(("unpack_mask", *case) for case in UNPACK),
+    *(("expand_block_mask", (b(2, 2), (2, 2), shape), {}, *told) for shape, *told in SHAPES),
+    *(("unpack_mask", (torch.ones(3, dtype=torch.uint8), shape), {}, *told) for shape, *told in SHAPES),
     *(("prune_by_importance", *case) for case in SLABS),
 ]
 
@@ -412,6 +450,43 @@ TWO_BLOCKS = [f(2, 2), f(2, 2)]
 ])  # fmt: skip
 def test_the_last_of_several_is_refused(device, op, args, how, error, message):
     refuse_on(device, op, args, how, error, message)
+
+
+def quantized():
+    return torch.quantize_per_tensor(f(2), 0.1, 10, torch.quint8)
+
+
+def nested():
+    return torch.nested.nested_tensor([f(2), f(3)])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(("make", "got"), [(quantized, "a quantized one"), (nested, "a nested one")])
+@pytest.mark.parametrize(("op", "name", "call"), [
+    ("update_scores_", "scores", lambda x: ops.update_scores_(x, f(2), None, **MAGNITUDE)),
+    ("update_scores_", "weights[1]", lambda x: ops.update_scores_([f(2)] * 2, [f(2), x], None, **MAGNITUDE)),
+    ("update_scores_", "found_inf", lambda x: ops.update_scores_(f(2), f(2), None, found_inf=x, **MAGNITUDE)),
+    ("update_topk_mask_", "out", lambda x: ops.update_topk_mask_(f(2), f(2), None, keep=1, out=x, **MAGNITUDE)),
+    ("update_block_scores_", "weights",
+     lambda x: ops.update_block_scores_(f(1, 1), x, None, block=(-1, -1), **MAGNITUDE)),
+    ("block_reduce", "score", lambda x: ops.block_reduce(x, (1, 1))),
+    ("kth_value", "scores", lambda x: ops.kth_value(x, 1)),
+    ("count_digits", "prefix", lambda x: ops.count_digits([], x, 0)),
+    ("topk_mask", "scores[1]", lambda x: ops.topk_mask([f(2), x], keep=1)),
+    ("row_topk_mask", "score", lambda x: ops.row_topk_mask(x, keep=1)),
+    ("nm_mask", "out", lambda x: ops.nm_mask(f(2), 1, 2, out=x)),
+    ("empty_masks", "scores", ops.empty_masks),
+    ("expand_block_mask", "mask", lambda x: ops.expand_block_mask(x, (1, 1), (1, 2))),
+    ("apply_masks_", "tensors", lambda x: ops.apply_masks_(x, b(2))),
+    ("apply_masks_", "tensors[1]", lambda x: ops.apply_masks_([f(2), x], [b(2), b(2)])),
+    ("apply_masks_", "masks", lambda x: ops.apply_masks_(f(2), x)),
+    ("pack_mask", "mask", ops.pack_mask),
+    ("unpack_mask", "packed", lambda x: ops.unpack_mask(x, (2,))),
+    ("prune_by_importance", "tensor", lambda x: ops.prune_by_importance(x, f(2), 1, 1)),
+])  # fmt: skip
+def test_a_tensor_that_only_says_it_is_dense_is_refused(op, name, call, make, got):
+    with pytest.raises(TypeError, match="^" + re.escape(f"{op}: {name} must be a dense tensor, got {got}") + "$"):
+        call(make())
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -41,6 +41,18 @@ def test_empty_weight_through_every_block_op(device, shape):
     assert ops.apply_masks_(x, blocks > 0, block=(2, 2)).shape == shape
 
 
+def test_no_tensors_through_every_op_of_several(device):
+    assert ops.update_scores_([], [], [], metric="snip") == []
+    assert ops.update_topk_mask_([], [], [], metric="snip", keep=0) == []
+    assert ops.update_block_scores_([], [], [], metric="snip", block=(2, 2)) == []
+    assert ops.topk_mask([], keep=0) == ops.empty_masks([]) == ops.apply_masks_([], []) == []
+    for how in ({}, {"metric": "snip", "grads": []}, {"metric": "wanda", "input_norm": []}):
+        counts = ops.count_digits([], torch.zeros(1, dtype=torch.int64, device=device), 0, **how)
+        assert (counts.shape, counts.dtype, counts.device.type) == ((0, 2048), torch.int64, torch.device(device).type)
+    with pytest.raises(ValueError, match="round must be between 0 and 2, got 3"):
+        ops.count_digits([], torch.tensor(0, device=device), 3)
+
+
 def test_zero_dimensions_through_every_op(device):
     x = torch.tensor(-3.0, device=device)
     assert array(ops.update_scores_(torch.tensor(1.0, device=device), x, x, metric="snip", alpha=1.0)) == 10

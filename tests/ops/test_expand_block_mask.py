@@ -40,9 +40,9 @@ def test_empty(device, shape, block):
     check_expand(device, shape, block)
 
 
-def test_shape_may_be_a_torch_size_or_a_list(device):
+def test_shape_may_be_any_sequence_of_integers(device):
     mask = torch.tensor([[True, False]], device=device)
-    for shape in (torch.Size([2, 4]), [2, 4]):
+    for shape in (torch.Size([2, 4]), [2, 4], np.array([2, 4]), iter([2, 4])):
         assert_same(ops.expand_block_mask(mask, [2, 2], shape), np.array([[True, True, False, False]] * 2))
 
 

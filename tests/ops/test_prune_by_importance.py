@@ -1,5 +1,7 @@
 """prune_by_importance against slicing in NumPy."""
 
+import tracemalloc
+
 import numpy as np
 import oracle
 import pytest
@@ -91,6 +93,41 @@ def test_numpy_in_numpy_out(order):
 def test_numpy_views():
     x, importance = np.arange(48.0).reshape(4, 12)[::-1].T, np.arange(12.0)[::-2]
     assert_same(ops.prune_by_importance(x, importance, 4, 2), oracle.prune_by_importance(x, importance, 4, 2))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int64, np.complex64, bool])
+def test_arrays_that_are_only_read_need_not_be_writable(dtype, tmp_path):
+    x, importance = (np.arange(24) % 7).astype(dtype).reshape(12, 2), values("normal", (6,))
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    importance.flags.writeable = False
+    for given_x in (mapped, mapped[::-1]):
+        kept = ops.prune_by_importance(given_x, importance, 4, 2)
+        assert kept.flags.writeable
+        assert_same(kept, oracle.prune_by_importance(np.array(given_x), importance, 4, 2))
+    assert not mapped.flags.writeable
+    assert not importance.flags.writeable
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_array_that_cannot_be_written_is_not_copied():
+    x = np.zeros((4000, 500), np.float32)
+    x.flags.writeable = False
+    tracemalloc.start()
+    try:
+        ops.prune_by_importance(x, np.arange(4000.0), 1, 1)
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes // 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_dimensions():
+    for array in (np.array, torch.tensor):
+        with pytest.raises(ValueError, match="tensor must have at least 1 dimension, got a 0-d tensor"):
+            ops.prune_by_importance(array(1.0), array([1.0]), 1, 1)
+        with pytest.raises(ValueError, match=r"importance must have 1 dimension, got shape \[\]"):
+            ops.prune_by_importance(array([1.0]), array(1.0), 1, 1)
 
 
 def test_result_is_a_copy():
