@@ -105,8 +105,8 @@ ScalarType value_type(const Tensors& scores, Metric metric, const Tensors& grads
 
 }  // namespace
 
-Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<Word> metric,
-                    Tensors grads, Tensors input_norms) {
+Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<Word> metric, Tensors grads,
+                    Tensors input_norms) {
   constexpr const char* op = "count_digits";
   const Metric how = select_metric(metric);
   const Inputs inputs(op, scores, how, grads, input_norms, {});
@@ -135,8 +135,7 @@ Tensor count_digits(Tensors scores, Tensor prefix, int64_t round, std::optional<
   return counts;
 }
 
-Tensor kth_value(Tensors scores, int64_t k, std::optional<Word> metric, Tensors grads,
-                 Tensors input_norms) {
+Tensor kth_value(Tensors scores, int64_t k, std::optional<Word> metric, Tensors grads, Tensors input_norms) {
   constexpr const char* op = "kth_value";
   const Metric how = select_metric(metric);
   const Inputs inputs(op, scores, how, grads, input_norms, {});
@@ -158,8 +157,8 @@ Tensor kth_value(Tensors scores, int64_t k, std::optional<Word> metric, Tensors 
   return value;
 }
 
-void topk_mask(Tensors scores, Tensors out, int64_t keep, Word ties, bool strict,
-               std::optional<Word> metric, Tensors grads, Tensors input_norms) {
+void topk_mask(Tensors scores, Tensors out, int64_t keep, Word ties, bool strict, std::optional<Word> metric,
+               Tensors grads, Tensors input_norms) {
   constexpr const char* op = "topk_mask";
   check_same_length(op, out, scores);
   const Metric how = select_metric(metric);

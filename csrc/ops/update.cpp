@@ -99,9 +99,8 @@ UpdateRule update_rule(const char* op, const std::string& metric, double alpha, 
 
 }  // namespace
 
-void update_scores_(Tensors scores, Tensors weights, Tensors grads, Word metric, double alpha,
-                    double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                    bool skip_nonfinite) {
+void update_scores_(Tensors scores, Tensors weights, Tensors grads, Word metric, double alpha, double beta,
+                    std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, bool skip_nonfinite) {
   check_lists(kUpdate, metric_of(metric), scores, weights, grads);
   const UpdateRule rule =
       update_rule(kUpdate, metric, alpha, beta, grad_scale, found_inf, skip_nonfinite, scores[0]);
@@ -115,9 +114,9 @@ void update_scores_(Tensors scores, Tensors weights, Tensors grads, Word metric,
   updates.commit();
 }
 
-void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, Word metric, double alpha,
-                       double beta, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf,
-                       bool skip_nonfinite, Tensors out, int64_t keep, Word ties) {
+void update_topk_mask_(Tensors scores, Tensors weights, Tensors grads, Word metric, double alpha, double beta,
+                       std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, bool skip_nonfinite,
+                       Tensors out, int64_t keep, Word ties) {
   constexpr const char* op = "update_topk_mask_";
   check_lists(op, metric_of(metric), scores, weights, grads);
   check_same_length(op, out, scores);

@@ -1,5 +1,5 @@
-// A string argument of an operator. As std::string, torch's header (2.10 to 2.13) would leave a copy of it behind
-// in each call.
+// A string argument of an operator. As std::string, torch's header (2.10 to 2.13) would leave a copy of it
+// behind in each call.
 #pragma once
 
 #include <torch/csrc/stable/stableivalue_conversions.h>
