@@ -64,8 +64,12 @@ class PrunableLayer:
         """Between the out x in view and the stored layout; both ways are the same transposition."""
         return x.t() if self.transposed else x
 
+    def part(self, x: Tensor) -> Tensor:
+        """This layer's part of a tensor that has the parameter's shape, as it is stored."""
+        return _part(x, self.index)
+
     def _matrix(self, x: Tensor) -> Tensor:
-        return self.as_stored(x if self.index is None else x[self.index])
+        return self.as_stored(self.part(x))
 
 
 class HeldMatrix:
@@ -78,20 +82,22 @@ class HeldMatrix:
     """
 
     def __init__(self, module: nn.Module, key: str, layer: PrunableLayer) -> None:
-        self._module, self._key, self._index = module, key, layer.index
-        self.transposed = layer.transposed
+        self._module, self._key = module, key
+        # Not the layer, which would hold a parameter that has been replaced.
+        self._index, self.transposed = layer.index, layer.transposed
 
     @property
     def weight(self) -> Tensor:
         """The matrix as it is stored, of the parameter that the module holds now, with its gradient."""
         parameter = self._module._parameters[self._key]
         assert parameter is not None
-        weight = self._part(parameter.detach()).requires_grad_(parameter.requires_grad)
-        weight.grad = None if parameter.grad is None else self._part(parameter.grad)
+        weight = _part(parameter.detach(), self._index).requires_grad_(parameter.requires_grad)
+        weight.grad = None if parameter.grad is None else _part(parameter.grad, self._index)
         return weight
 
-    def _part(self, x: Tensor) -> Tensor:
-        return x if self._index is None else x[self._index]
+
+def _part(x: Tensor, index: int | None) -> Tensor:
+    return x if index is None else x[index]
 
 
 def find_layers(

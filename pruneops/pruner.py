@@ -393,8 +393,7 @@ class Pruner:
         for group in self._groups:
             # There are no masks before the first selection.
             for layer, mask in zip(group.layers, group.stored_masks, strict=bool(group.stored_masks)):
-                stored = [x.detach() for x in tensors_of(layer.parameter) if x is not None]
-                found = stored if layer.index is None else [x[layer.index] for x in stored]
+                found = [layer.part(x.detach()) for x in tensors_of(layer.parameter) if x is not None]
                 tensors += found
                 masks += [mask] * len(found)
         if tensors:

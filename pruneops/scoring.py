@@ -86,8 +86,7 @@ def score_checkpoint(
     Args:
         model: a causal language model; for gradients, only the scored parameters are left to require them.
         checkpoint: where it came from; its tensor names are those of the result.
-        names: tensors to score. Those that are no layer of the model, or a convolution, are left out, and for
-            gradients those of experts that transformers stacks.
+        names: tensors to score. Those that are no layer of the model, or a convolution, are left out.
         batches: token indices, shape (batch, length) each.
         criterion: ``wanda`` (norms of the inputs), or a metric that reads gradients, summed over the batches:
             ``gradient``, ``snip``, ``taylor``, ``fisher``.
@@ -105,16 +104,16 @@ def score_checkpoint(
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
-    is_wanda = criterion == "wanda"
-    layers = find_layers(model, include="*", stacked="experts" if is_wanda else False)
+    layers = find_layers(model, include="*", stacked="experts")
     layer_of = _layers_of(names, layers, getattr(model, "base_model_prefix", ""))
     wanted = set(layer_of.values())
     chosen = [layer for layer in layers if layer in wanted]
-    if is_wanda:
+    if criterion == "wanda":
         found = norms_of(model, chosen, ({"input_ids": batch} for batch in batches))
-    else:
-        found = _gradient_scores(model, chosen, batches, criterion)
-    return {name: found[layer.name] for name, layer in layer_of.items() if layer.name in found}
+        return {name: found[layer.name] for name, layer in layer_of.items() if layer.name in found}
+    found = _gradient_scores(model, chosen, batches, criterion)
+    ready = ((name, _of_tensor(checkpoint.tensor(name), layer, found[layer.name])) for name, layer in layer_of.items())
+    return {name: score for name, score in ready if score is not None}
 
 
 def _layers_of(names: Iterable[str], layers: list[PrunableLayer], prefix: str) -> dict[str, PrunableLayer]:
@@ -152,7 +151,7 @@ def _gradient_scores(
     wanted = {id(layer.parameter) for layer in layers}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
-    scores = {layer.name: torch.zeros(layer.parameter.shape, device=layer.parameter.device) for layer in layers}
+    scores = {x.name: torch.zeros(x.part(x.parameter).shape, device=x.parameter.device) for x in layers}
     unreached = set(scores)
     model.eval()
     for batch in batches:
@@ -161,10 +160,22 @@ def _gradient_scores(
         if loss.requires_grad:  # not where the model uses none of the layers
             loss.backward()
         # An expert that no token of the batch went to has no gradient, which counts as zeros.
-        grads = {layer.name: grad for layer in layers if (grad := layer.parameter.grad) is not None}
-        weights = [layer.parameter.detach() for layer in layers if layer.name in grads]
+        grads = {x.name: x.part(grad) for x in layers if (grad := x.parameter.grad) is not None}
+        weights = [x.part(x.parameter.detach()) for x in layers if x.name in grads]
         ops.update_scores_([scores[name] for name in grads], weights, list(grads.values()), metric=metric, alpha=1.0)
         unreached -= grads.keys()
     if unreached:
         raise ValueError(f"no gradient of the loss reaches {listed(sorted(unreached))}; exclude what is not used")
     return scores
+
+
+def _of_tensor(tensor: Tensor, layer: PrunableLayer, score: Tensor) -> Tensor | None:
+    """What of a layer's score, as stored, belongs to a tensor: of ``gate_up_proj`` those rows that hold it."""
+    if layer.index is None:
+        return score
+    weight, rows = layer.weight, len(tensor)
+    halves = (slice(None), slice(rows), slice(rows, None), slice(0, None, 2), slice(1, None, 2))
+    for part in halves:
+        if torch.equal(weight[part], tensor.to(weight)):
+            return layer.as_stored(score)[part]
+    return None

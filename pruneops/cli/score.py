@@ -86,7 +86,5 @@ def run(args: argparse.Namespace) -> None:
     if left_out:
         names = listed(left_out, 3)
         out.print(f"not scored, the loaded model has no linear layer of the name: {names}", soft_wrap=True)
-        if args.criterion != "wanda" and any(".experts." in name for name in left_out):
-            out.print("of experts that it stacks in one parameter, 'wanda' alone gives scores")
         out.print("to prune by these scores, leave them out with --exclude", soft_wrap=True)
     out.print(f"written to {args.output}, {console.size_text(document['bytes'])}, {document['seconds']:.1f} s")

@@ -255,9 +255,33 @@ def test_scores_of_a_checkpoint_that_has_each_expert_by_itself(make, tmp_path):
     saved = load_file(tmp_path / "scores.safetensors")
     assert all(torch.equal(saved[name], score) for name, score in scores.items())
     SavedScores(tmp_path / "scores.safetensors").check(checkpoint, experts)
-    assert not [
-        name for name in score_checkpoint(model, checkpoint, checkpoint.tensors, batches(), "snip") if "experts" in name
-    ]
+
+
+@pytest.mark.parametrize("make", [mixtral, qwen3_moe])
+def test_gradients_of_experts_go_to_the_tensors_that_are_stacked(make, tmp_path):
+    model = make().eval()
+    model.save_pretrained(tmp_path)
+    checkpoint = Checkpoint(tmp_path)
+    found = score_checkpoint(model, checkpoint, checkpoint.tensors, batches(), "snip")
+    experts = [name for name in found if ".experts." in name]
+    assert len(experts) == 12 * model.config.num_hidden_layers
+    expected = dict.fromkeys(experts, 0.0)
+    for tokens in batches():
+        model.zero_grad()
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        for name in experts:
+            before, expert, matrix, _ = name.rsplit(".", 3)
+            stack = model.get_parameter(f"{before.replace('block_sparse_moe', 'mlp')}.{IN_CHECKPOINT[matrix]}")
+            grad = stack.grad[int(expert)].numpy()
+            if matrix in ("w1", "gate_proj"):
+                grad = grad[:32]
+            elif matrix in ("w3", "up_proj"):
+                grad = grad[32:]
+            expected[name] = expected[name] + np.abs(checkpoint.tensor(name).numpy() * grad)
+    for name in experts:
+        np.testing.assert_allclose(found[name].numpy(), expected[name], rtol=1e-4, atol=1e-9)
+    save_scores(tmp_path / "scores.safetensors", "snip", found)
+    SavedScores(tmp_path / "scores.safetensors").check(checkpoint, experts)
 
 
 def test_scores_of_a_checkpoint_whose_body_has_another_name(tmp_path):
