@@ -74,7 +74,7 @@ def apply_masks_(tensors: TensorOrList, masks: Tensors, *, block: Sequence[int] 
     """Zero the pruned entries in place: they become +0.0 whatever was there, NaN and Inf too.
 
     Args:
-        tensors: any dtype and shape.
+        tensors: any dtype and shape; of float8_e8m0fnu, which has no zero, the lowest value takes its place.
         masks: for each tensor a bool mask of its shape, or the uint8 result of :func:`pack_mask`, or with
             ``block`` a bool mask of shape (R/N, C/M). They are never expanded in memory.
         block: (N, M) where the masks are block masks; -1 is the whole extent.

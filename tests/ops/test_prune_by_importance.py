@@ -66,6 +66,15 @@ def test_dimensions_and_layouts(device, shape):
             check_slabs(device, values("normal", shape), importance, 3, shape[dim] // 6, dim=dim, layout=layout)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu, torch.uint16, torch.bits8])
+def test_dtypes_that_are_only_moved(device, dtype):
+    stored = torch.arange(8, dtype=torch.int16 if dtype.itemsize == 2 else torch.uint8, device=device)
+    importance = torch.tensor([0.1, 0.7, 0.2, 0.5], device=device)
+    kept = ops.prune_by_importance(stored.view(dtype), importance, 2, 2)
+    assert kept.dtype == dtype
+    assert kept.view(stored.dtype).tolist() == [2, 3, 6, 7]
+
+
 def test_importance_may_be_a_view(device):
     x, importance = values("normal", (24, 3)), values("normal", (12,))
     for layout in layouts(1):
