@@ -172,8 +172,8 @@ class Checker:
             return
         for i, value in enumerate(values):
             if value.requires_grad and not value.is_leaf and (value._base is None or not value._base.is_leaf):
-                at = "" if len(values) == 1 else f"[{i}]"
-                self.fail(f"{name}{at} is the result of a computation that has a gradient: detach it, or use no_grad()")
+                at = _at(name, None if len(values) == 1 else i)
+                self.fail(f"{at} is the result of a computation that has a gradient: detach it, or use no_grad()")
 
     def written(self, name: str, value: Tensor, key: int | str | None = None) -> None:
         strides = value.stride()

@@ -30,8 +30,11 @@ class ExpertInputs(TorchFunctionMode):
 
     def __init__(self, layers: Iterable[PrunableLayer], seen: Callable[[str, Tensor], None]) -> None:
         super().__init__()
-        self._layers = list(layers)
-        self._names = {_place(layer.weight): layer.name for layer in self._layers}
+        self._names: dict[Any, str] = {}
+        self._stacks: dict[int, list[PrunableLayer]] = {}
+        for layer in layers:
+            self._names[_place(layer.weight)] = layer.name
+            self._stacks.setdefault(id(layer.parameter), []).append(layer)
         self._seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,9 +51,9 @@ class ExpertInputs(TorchFunctionMode):
 
     def _look_at_all(self, inputs: Tensor, stack: Tensor) -> None:
         """All experts at once, with zeros for the tokens that were sent to others."""
-        for layer in self._layers:
-            if stack is layer.parameter and layer.transposed:
-                self._seen(layer.name, inputs[layer.index])
+        for layer in self._stacks.get(id(stack), ()):
+            if layer.transposed:
+                self._seen(layer.name, layer.part(inputs))
 
 
 def _place(x: Tensor) -> tuple[Any, ...] | None:

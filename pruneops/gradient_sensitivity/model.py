@@ -87,6 +87,7 @@ class ModuleModel:
     def __init__(self, module: nn.Module) -> None:
         self.module = unwrapped(module)
         self._called = module
+        self._parts: dict[str, int] = {}
         self._inputs: dict[str, Any] = {}
         self._hook: Any = None
 
@@ -109,9 +110,10 @@ class ModuleModel:
 
     def by_outputs(self, name: str, x: Tensor) -> Sequence[Tensor]:
         owner = self.module.get_submodule(name.rpartition(".")[0])
-        group = find_group(self.module, name)
-        parts = 1 if group is None else group.slice_of(name).parts
-        return (x.t() if x.dim() == 2 and stores_in_by_out(owner) else x).chunk(parts)
+        if name not in self._parts:  # asked for in every step, and no cut changes it
+            group = find_group(self.module, name)
+            self._parts[name] = 1 if group is None else group.slice_of(name).parts
+        return (x.t() if x.dim() == 2 and stores_in_by_out(owner) else x).chunk(self._parts[name])
 
     def is_stacked(self, name: str) -> bool:
         # Both have three dimensions. The parts of a parametrized weight lie in a module of their own.

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from published import batches, published_masks, run_under
 from safetensors.torch import load_file
-from test_wanda import batches, published_masks
 from torch import nn
 
 import pruneops
@@ -81,11 +81,7 @@ class Routed:
 
 def routed_norms(model, gate):
     routed = Routed(model)
-    with torch.no_grad():
-        for tokens in batches():
-            model(tokens)
-    for handle in routed.handles:
-        handle.remove()
+    run_under(routed.handles, model)
     return routed.norms(gate)
 
 
@@ -141,13 +137,10 @@ def test_all_experts_at_once():
     model = transformers.Llama4ForCausalLM(config).eval()
     experts = model.model.layers[0].feed_forward.experts
     seen = []
-    experts.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().double()))
-    with torch.no_grad():
-        for tokens in batches():
-            model(tokens)
+    run_under([experts.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().double()))], model)
     norms = calibrate(model, batches())
     for i in range(4):
-        x = torch.cat([rows.view(4, -1, 16)[i] for rows in seen[:4]])
+        x = torch.cat([rows.view(4, -1, 16)[i] for rows in seen])
         gate, up = (x @ experts.gate_up_proj[i].double()).chunk(2, dim=1)
         inner = up * torch.nn.functional.silu(gate)
         for key, rows in (("gate_up_proj", x), ("down_proj", inner)):

@@ -1,8 +1,8 @@
 """Wanda: norms and masks against the published algorithm in NumPy, block by block, on GPT-2 and OPT."""
 
-import numpy as np
 import pytest
 import torch
+from published import batches, published_masks, run_under
 from torch import nn
 from training import Conv1D
 
@@ -40,26 +40,6 @@ def llama():
 MODELS = {"gpt2": (gpt2, "transformer.h"), "opt": (opt, "model.decoder.layers"), "llama": (llama, "model.layers")}
 
 
-def batches():
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(2, 40, (3, 12), generator=generator) for _ in range(4)]
-
-
-def published_masks(weight, scaler_row, sparsity, nm):
-    """Algorithm 1 of the paper and its authors' N:M form: True = pruned. ``scaler_row`` is the mean square."""
-    metric = np.abs(weight) * np.sqrt(scaler_row.reshape(1, -1))
-    mask = np.zeros_like(metric, bool)
-    if nm is None:
-        order = np.argsort(metric, axis=-1, kind="stable")[:, : int(metric.shape[1] * sparsity)]
-        np.put_along_axis(mask, order, True, axis=-1)
-        return mask
-    n, m = nm
-    for start in range(0, metric.shape[1], m):
-        order = np.argsort(metric[:, start : start + m], axis=1, kind="stable")[:, : m - n]
-        np.put_along_axis(mask, start + order, True, axis=1)
-    return mask
-
-
 class Inputs:
     """Mean squares of the inputs of some modules, as the authors collect them."""
 
@@ -90,11 +70,7 @@ def simulate(model, blocks, sparsity, nm):
             and module.weight.dim() == 2
         }  # fmt: skip
         inputs = Inputs(modules)
-        with torch.no_grad():
-            for tokens in batches():
-                model(tokens)
-        for handle in inputs.handles:
-            handle.remove()
+        run_under(inputs.handles, model)
         for name, module in modules.items():
             transposed = hasattr(module, "nf")
             weight = module.weight.detach().t() if transposed else module.weight.detach()
